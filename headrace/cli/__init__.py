@@ -1,0 +1,80 @@
+"""The `headrace` command: one file per group of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from headrace.errors import HeadraceError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "plan": ("headrace.cli.definitions", "Show what apply would change."),
+    "apply": ("headrace.cli.definitions", "Compile the definitions and make them the catalog."),
+    "list": ("headrace.cli.definitions", "List entities, sources, views and services."),
+    "describe": ("headrace.cli.definitions", "Describe one view, source or service."),
+    "up": ("headrace.cli.processes", "Run store, worker, archiver, server and scheduler in one terminal."),
+    "worker": ("headrace.cli.processes", "Compute features from the stream into the online store."),
+    "archive": ("headrace.cli.processes", "Append the stream's events to the offline store."),
+    "serve": ("headrace.cli.processes", "Answer lookups, pushes and predictions over HTTP."),
+    "schedule": ("headrace.cli.processes", "Run the scheduled jobs."),
+    "push": ("headrace.cli.push", "Push the events of a file to a source."),
+    "streams": ("headrace.cli.push", "Show each source's head, applied and archived positions."),
+    "materialize": ("headrace.cli.dataset", "Load a batch view's rows into the online store."),
+    "dataset": ("headrace.cli.dataset", "Build a point-in-time-correct training set."),
+    "train": ("headrace.cli.training", "Fit and evaluate the baseline model of a service."),
+    "jobs": ("headrace.cli.training", "Show the scheduled jobs, or run one now."),
+    "explain": ("headrace.cli.inspect", "Show the events, tiles and positions behind a value."),
+    "doctor": ("headrace.cli.inspect", "Check the set-up and say what to mend."),
+    "demo": ("headrace.cli.demo", "Run the whole path on a real year of flights."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called; `--help` reads their one-line helps from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headrace")
+def group() -> None:
+    """Headrace, a real-time feature store: one definition for the stream, the lookup and the training set.
+
+    Settings come from HEADRACE_* variables (see docs/operations.md); first steps: headrace demo.
+    """
+
+
+def main() -> None:
+    """Entry point of the `headrace` script: exit 0, 1 on a refused input, 2 on wrong usage."""
+    try:
+        group.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HeadraceError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

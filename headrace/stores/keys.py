@@ -1,0 +1,93 @@
+"""Every key in the online store, on one page.
+
+    headrace:PROJECT:ENTITIES:VALUES        hash, one per entity key; field = one view's layout
+    headrace.catalog:PROJECT                string, the catalog as JSON
+    headrace.markers:PROJECT                hash, what is applied, archived and ready (see stores/markers.py)
+    headrace.stream:PROJECT:SOURCE:PART     stream, the events of one partition of one source
+    headrace.lease:PROJECT:ROLE             string, who holds a role
+
+Names and values are percent-escaped, so that a key can be split again and two keys never meet; composite keys
+are sorted by entity name and joined by commas. No key holds a brace: Redis Cluster would hash only what
+stands between braces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from headrace.catalog.definitions import FeatureView
+
+__all__ = [
+    "catalog_key",
+    "entity_key",
+    "entity_prefix",
+    "escape",
+    "group_keys",
+    "layout_field",
+    "lease_key",
+    "markers_key",
+    "stream_key",
+]
+
+_ESCAPES = str.maketrans({c: f"%{ord(c):02X}" for c in "%:,{}\x00\r\n"})
+
+
+def escape(text: str) -> str:
+    """`text` without the characters that keys give a meaning to; injective."""
+    return text.translate(_ESCAPES)
+
+
+def entity_prefix(project: str, entities: Sequence[str]) -> str:
+    """All of an entity key but its values; `entities` are the view's entity names, in any order."""
+    return f"headrace:{escape(project)}:{','.join(escape(name) for name in sorted(entities))}:"
+
+
+def entity_key(prefix: str, values: Sequence[int | str]) -> bytes:
+    """The key of one entity; `values` in the order of the sorted entity names."""
+    return (prefix + ",".join(escape(str(value)) for value in values)).encode()
+
+
+def group_keys(prefix: str, columns: Sequence[pa.Array]) -> tuple[NDArray[np.int64], list[bytes]]:
+    """The distinct entity keys of n rows: a code per row (-1 where a join key is null) and the key of every code.
+
+    `columns` are the join key columns in the order of the sorted entity names.
+    """
+    encoded = [pc.dictionary_encode(column) for column in columns]
+    codes = np.zeros(len(columns[0]), np.int64)
+    missing = np.zeros(len(codes), np.bool_)
+    for part in encoded:
+        codes = codes * max(len(part.dictionary), 1) + np.asarray(part.indices.fill_null(0))
+        codes = np.unique(codes, return_inverse=True)[1]
+        missing |= np.asarray(part.indices.is_null())
+    distinct, first, inverse = np.unique(codes[~missing], return_index=True, return_inverse=True)
+    rows = np.flatnonzero(~missing)[first]
+    values = [column.take(pa.array(rows)).to_pylist() for column in columns]
+    grouped = np.full(len(codes), -1, np.int64)
+    grouped[~missing] = inverse
+    return grouped, [entity_key(prefix, key) for key in zip(*values, strict=True)]
+
+
+def layout_field(view: FeatureView) -> str:
+    """The hash field that holds this layout of `view`."""
+    return f"{view.name}@{view.fingerprint}.{view.generation}"
+
+
+def catalog_key(project: str) -> str:
+    return f"headrace.catalog:{escape(project)}"
+
+
+def markers_key(project: str) -> str:
+    return f"headrace.markers:{escape(project)}"
+
+
+def stream_key(project: str, source: str, partition: int) -> str:
+    return f"headrace.stream:{escape(project)}:{escape(source)}:{partition}"
+
+
+def lease_key(project: str, role: str) -> str:
+    return f"headrace.lease:{escape(project)}:{role}"

@@ -1,0 +1,188 @@
+"""The worker: reads every source's stream, merges its events into the online store, then raises the markers.
+
+It starts from the markers. A view without a ready marker (new, or lost with the store) is first built from the
+log up to the position of the others. Any failure of the store abandons the batch and starts again from the
+markers; the positions in the values make it harmless to merge a batch twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import redis
+import structlog
+
+from headrace.catalog.definitions import Catalog, FeatureView, Source
+from headrace.compute.events import Deduplicator, EventBatch, parse_entries
+from headrace.errors import StoreLostError
+from headrace.settings import Settings
+from headrace.stores.catalogs import find_project, load_catalog
+from headrace.stores.codec.rows import DIRECT, STREAM
+from headrace.stores.connection import open_store
+from headrace.stores.markers import Applied, Markers, Ready, places
+from headrace.stores.offline import OfflineStore
+from headrace.stores.online import OnlineStore
+from headrace.stores.stream import Entry, EventStream
+from headrace.stores.view_writes import Arrived, write_rows, write_windows
+from materialize.log import SourceLog
+
+__all__ = ["Worker", "run_worker"]
+
+Place = tuple[str, int]
+
+_BATCH_ENTRIES = 100
+_BLOCK_MS = 200
+_CATALOG_CHECK_S = 1.0
+_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Where the worker stands in one partition, and the ids it remembers."""
+
+    source: Source
+    partition: int
+    applied: Applied
+    memory: Deduplicator
+
+
+class Worker:
+    """One catalog's worker. Not thread-safe; two at once are right but wasteful."""
+
+    def __init__(self, store: redis.Redis, offline: OfflineStore, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._offline = offline
+        self._stream = EventStream(store, catalog.project)
+        self._markers = Markers(store, catalog.project)
+        self._online = OnlineStore(store)
+        self._readers: dict[Place, _Reader] = {}
+        self.null_keys: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Brings every view to one position per partition, building those that are not ready."""
+        wanted = places(self.catalog)
+        held = self._markers.applied("source", [(source.name, partition) for source, partition in wanted])
+        for source, partition in wanted:
+            reader = self._start_partition(source, partition, held[source.name, partition])
+            self._readers[source.name, partition] = reader
+        for view in self.catalog.views:
+            if self._markers.ready(view) is None:
+                self._set_ready(view)
+
+    def _start_partition(self, source: Source, partition: int, held: Applied | None) -> _Reader:
+        """Catches up with what the archive holds ahead of the stream, and builds new views."""
+        past = SourceLog(self._stream, self._offline, source, partition, self.catalog.clock)
+        applied = held or Applied()
+        views = self._views(source)
+        old = [view for view in views if self._markers.ready(view) is not None]
+        head = self._stream.head(source.name, partition)
+        if past.archived > max(applied.offset, head.offset if head else 0):
+            for batch in past.replay(applied, past.end()):
+                self._write(batch, old)
+            applied = past.end()
+        elif applied.offset > (head.offset if head else 0):
+            log.warning("stream is behind the markers", source=source.name, partition=partition, applied=str(applied))
+        for view in views:
+            if view not in old and applied.offset:
+                log.info("building view from the log", view=view.name, source=source.name, upto=str(applied))
+                for batch in past.replay(Applied(), applied):
+                    self._write(batch, [view])
+        if held is None or applied.offset > held.offset:
+            self._markers.raise_applied("source", source.name, partition, applied)
+        return _Reader(source, partition, applied, past.memory(applied))
+
+    def _views(self, source: Source) -> list[FeatureView]:
+        if source.name.startswith("writes/"):
+            return [self.catalog.view(source.name.removeprefix("writes/"))]
+        return list(self.catalog.views_of(source.name))
+
+    def _set_ready(self, view: FeatureView) -> None:
+        readers = {place: reader for place, reader in self._readers.items() if place[0] == view.source}
+        firsts = [
+            SourceLog(self._stream, self._offline, r.source, r.partition, self.catalog.clock).first_event_us()
+            for r in readers.values()
+        ]
+        known = [first for first in firsts if first is not None]
+        now_us = time.time_ns() // 1_000 if self.catalog.clock == "wall" else None
+        applied = {f"{name}|{partition}": str(reader.applied) for (name, partition), reader in readers.items()}
+        self._markers.set_ready(view, Ready(min(known) if known else now_us, applied))
+        log.info("view ready", view=view.name, applied=applied)
+
+    def step(self, block_ms: int = _BLOCK_MS) -> int:
+        """Applies one batch of every partition that has new entries; returns how many events it read.
+
+        Raises redis.RedisError when the store fails, StoreLostError when it holds less than it did.
+        """
+        after = {place: reader.applied.offset for place, reader in self._readers.items()}
+        found = self._stream.read(after, _BATCH_ENTRIES, block_ms) if after else {}
+        return sum(self._apply(self._readers[place], entries) for place, entries in found.items())
+
+    def _apply(self, reader: _Reader, entries: list[Entry]) -> int:
+        before = reader.applied
+        batch = parse_entries(reader.source, reader.partition, entries, self.catalog.clock, before.watermark_us)
+        reader.memory.mark(batch)
+        self._write(batch, self._views(reader.source))
+        held = self._markers.raise_applied("source", reader.source.name, reader.partition, batch.end)
+        if before.offset and (held is None or held.offset < before.offset):
+            raise StoreLostError(
+                f"The marker of {reader.source.name} was at {before}, the store now has "
+                f"{held or 'none'}: the store lost data; starting again from its markers."
+            )
+        reader.applied = batch.end
+        return sum(entry.count for entry in entries)
+
+    def _write(self, batch: EventBatch, views: list[FeatureView]) -> None:
+        once = ~batch.is_repeat
+        kept = batch.table.filter(pa.array(once))
+        columns = {name: kept[name].combine_chunks() for name in kept.column_names}
+        stream = int(batch.source.name.startswith("writes/"))
+        times, offset, index = batch.event_time_us[once], batch.offset[once], batch.index[once]
+        events = Arrived(columns, times, offset, index, batch.partition, stream)
+        if not len(times):
+            return
+        for view in views:
+            if view.kind == "windowed":
+                skipped = write_windows(self._online, self.catalog, view, events)
+            else:
+                skipped = write_rows(self._online, self.catalog, view, events, DIRECT if stream else STREAM)
+            self.null_keys[view.name] = self.null_keys.get(view.name, 0) + skipped
+
+
+def run_worker(settings: Settings, stop: threading.Event) -> None:
+    """Works until `stop` is set; a new catalog or a failing store starts it again from the markers.
+
+    Raises SettingsError or UnavailableError when the set-up cannot work at all.
+    """
+    store = open_store(settings)
+    project = find_project(settings)
+    offline = OfflineStore(settings.data_dir)
+    load_catalog(store, project)
+    failures = 0
+    while not stop.is_set():
+        try:
+            worker = Worker(store, offline, load_catalog(store, project))
+            worker.start()
+            log.info("worker started", catalog=worker.catalog.version)
+            failures = 0
+            _work(worker, store, stop)
+        except (redis.RedisError, OSError, StoreLostError) as error:
+            log.error("worker starts again", error=str(error))
+            stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+            failures += 1
+    store.close()
+
+
+def _work(worker: Worker, store: redis.Redis, stop: threading.Event) -> None:
+    """Steps until told to stop or the catalog changes."""
+    checked = time.monotonic()
+    while not stop.is_set():
+        worker.step()
+        if time.monotonic() - checked > _CATALOG_CHECK_S:
+            if load_catalog(store, worker.catalog.project).version != worker.catalog.version:
+                return
+            checked = time.monotonic()

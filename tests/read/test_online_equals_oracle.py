@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+from naive import NaiveEvent, without_repeats
+from scenario import (
+    BY_BOTH,
+    BY_WHO,
+    NEWEST,
+    PARTS,
+    SECOND_US,
+    WORDS,
+    assert_equals_oracle,
+    catalog,
+    naive_event,
+    ndjson,
+    plain_value,
+    random_rows,
+    with_key,
+)
+
+from headrace.catalog.definitions import Catalog
+from headrace.errors import AsOfError
+from headrace.read.lookup import LookupResult, lookup, parse_request, plan_service
+from headrace.settings import Settings
+from headrace.stores.connection import open_store, open_store_async
+from headrace.stores.offline import OfflineStore
+from headrace.stores.stream import EventStream
+from materialize.worker import Worker
+
+KEYS = [(who, site) for who in [*WORDS, "unseen", None] for site in (-1, 7, 9, None)]
+PARTS_OF = {BY_WHO.name: (0,), BY_BOTH.name: (0, 1), NEWEST.name: (1,)}
+
+
+def ask(settings: Settings, definitions: Catalog, as_of_us: int | None) -> LookupResult:
+    async def once() -> LookupResult:
+        store: redis.asyncio.Redis = open_store_async(settings)
+        plan = plan_service(definitions, "everything", full_feature_names=True)
+        columns = {"who": [who for who, _ in KEYS], "site": [site for _, site in KEYS]}
+        try:
+            return await lookup(store, plan, parse_request(plan, columns), as_of_us, 0)
+        finally:
+            await store.aclose()
+
+    return asyncio.run(once())
+
+
+def assert_result(result: LookupResult, definitions: Catalog, history: list[NaiveEvent]) -> None:
+    columns = {name: column.to_pylist() for name, column in zip(result.names, result.columns, strict=True)}
+    for view in definitions.views:
+        parts = PARTS_OF[view.name]
+        events = with_key(history, parts)
+        for row, key in enumerate(KEYS):
+            got = {f.name: plain_value(columns[f"{view.name}__{f.name}"][row]) for f in view.features}
+            assert_equals_oracle(view, got, events, tuple(key[i] for i in parts), int(result.t_us[row]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_online_path_equals_the_loop(settings: Settings, seed: int) -> None:
+    rng = random.Random(seed)
+    definitions = catalog(project=f"online{seed}")
+    store, offline = open_store(settings), OfflineStore(settings.data_dir)
+    stream = EventStream(store, definitions.project)
+    worker = Worker(store, offline, definitions)
+    worker.start()
+    history: list[NaiveEvent] = []
+    start_us, arrival = 1_000_000 * SECOND_US, 0
+    for _ in range(8):
+        for _ in range(rng.randrange(1, 4)):
+            rows = random_rows(rng, rng.randrange(1, 60), start_us, ids=400)
+            position = stream.append(PARTS.name, "ndjson", ndjson(rows), len(rows))
+            for i, row in enumerate(rows):
+                event = naive_event(row, (0, position.offset, i), 0)
+                arrival = max(arrival, event.time_us)
+                history.append(naive_event(row, (0, position.offset, i), arrival))
+        if rng.random() < 0.3:  # a new worker, from the markers
+            worker = Worker(store, offline, definitions)
+            worker.start()
+        while worker.step(block_ms=1):
+            pass
+        kept = without_repeats(history, PARTS.dedup_horizon_us)
+        assert_result(ask(settings, definitions, None), definitions, kept)
+        later_us = max(e.time_us for e in history) + rng.randrange(1, 700) * SECOND_US
+        assert_result(ask(settings, definitions, later_us), definitions, kept)
+        start_us += rng.randrange(200) * SECOND_US
+    with pytest.raises(AsOfError, match="as_of must not precede"):
+        ask(settings, definitions, start_us - 10_000 * SECOND_US)
+
+
+def test_a_view_added_later_is_built_from_the_log(settings: Settings, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    whole = catalog(project="later")
+    first = Catalog(**{**vars_of(whole), "views": (BY_WHO,), "services": ()})
+    store, offline = open_store(settings), OfflineStore(tmp_path)
+    stream = EventStream(store, "later")
+    rows = random_rows(rng, 200, 1_000_000 * SECOND_US)
+    worker = Worker(store, offline, first)
+    worker.start()
+    position = stream.append(PARTS.name, "ndjson", ndjson(rows), len(rows))
+    while worker.step(block_ms=1):
+        pass
+    Worker(store, offline, whole).start()
+    history = [naive_event(row, (0, position.offset, i), 0) for i, row in enumerate(rows)]
+    assert_result(ask(settings, whole, None), whole, history)
+
+
+def vars_of(definitions: Catalog) -> dict[str, Any]:
+    return {name: getattr(definitions, name) for name in definitions.__dataclass_fields__}
