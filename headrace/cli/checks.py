@@ -1,0 +1,162 @@
+"""The checks of `headrace doctor`, one function per part; each finding says what is and what to mend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from headrace.errors import HeadraceError
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    import redis
+
+    from headrace.catalog.definitions import Catalog
+
+__all__ = ["Finding", "run_checks"]
+
+Level = Literal["ok", "warn", "fail"]
+_SMALL_DISK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: `part` names what was looked at, `text` says what is and what to do."""
+
+    level: Level
+    part: str
+    text: str
+
+    def as_plain(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def run_checks(settings: Settings) -> list[Finding]:
+    """All findings; a check that another's failure makes impossible is left out."""
+    found = [*_guard("definitions", lambda: _definitions(settings)), *_guard("data directory", lambda: _disk(settings))]
+    try:
+        from headrace.stores.connection import open_store
+
+        store = open_store(settings)
+    except HeadraceError as error:
+        return [*found, Finding("fail", "online store", str(error))]
+    found += _guard("online store", lambda: _store(store, settings))
+    try:
+        from headrace.stores.catalogs import find_project, load_catalog
+
+        catalog = load_catalog(store, find_project(settings))
+    except HeadraceError as error:
+        return [*found, Finding("fail", "catalog", str(error))]
+    found += _guard("catalog", lambda: _catalog(catalog, settings))
+    found += _guard("views", lambda: _views(store, catalog))
+    found += _guard("streams", lambda: _streams(store, catalog))
+    return [*found, *_guard("server", lambda: _server(settings))]
+
+
+def _guard(part: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(check())
+    except (HeadraceError, OSError) as error:
+        return [Finding("fail", part, str(error))]
+
+
+def _definitions(settings: Settings) -> Iterator[Finding]:
+    config = settings.repo / "feature_store.yaml"
+    if not config.is_file():
+        yield Finding("fail", "definitions", f"{config} is not there; set HEADRACE_REPO or write one.")
+        return
+    yield Finding("ok", "definitions", str(config))
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        yield Finding("fail", "data directory", f"{there} cannot be written; choose another HEADRACE_DATA_DIR.")
+        return
+    free = shutil.disk_usage(there).free
+    level: Level = "ok" if free >= _SMALL_DISK_BYTES else "warn"
+    yield Finding(level, "data directory", f"{folder}, {free / 1e9:.1f} GB free")
+
+
+def _store(store: redis.Redis, settings: Settings) -> Iterator[Finding]:
+    import redis as client
+
+    from headrace.stores.connection import store_url
+
+    info: dict[str, object] = store.info()  # type: ignore[assignment]
+    name = f"{store_url(settings)}, version {info.get('redis_version')}, {info.get('used_memory_human')} used"
+    yield Finding("ok", "online store", name)
+    try:
+        held: dict[str, str] = store.config_get("append*")  # type: ignore[assignment]
+    except client.ResponseError:
+        yield Finding("warn", "durability", "the store hides its settings; see that appendonly is yes.")
+        return
+    plain = {_text(key): _text(value) for key, value in held.items()}
+    if plain.get("appendonly") != "yes":
+        yield Finding("warn", "durability", "appendonly is off: a restart of the store loses acknowledged events.")
+    else:
+        yield Finding("ok", "durability", f"appendonly yes, appendfsync {plain.get('appendfsync')}")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _catalog(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    if settings.clock is not None and settings.clock != catalog.clock:
+        yield Finding(
+            "fail",
+            "catalog",
+            f"HEADRACE_CLOCK is {settings.clock!r}, the catalog was applied with {catalog.clock!r}; unset one.",
+        )
+    counts = f"{len(catalog.sources)} sources, {len(catalog.views)} views, {len(catalog.services)} services"
+    yield Finding("ok", "catalog", f"project {catalog.project}, version {catalog.version}: {counts}")
+
+
+def _views(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
+    from headrace.stores.markers import Markers
+
+    markers = Markers(store, catalog.project)
+    missing = [view.name for view in catalog.views if markers.ready(view) is None]
+    if missing:
+        yield Finding("warn", "views", f"not ready: {', '.join(missing)}; see that a worker runs (headrace up).")
+    else:
+        yield Finding("ok", "views", f"all {len(catalog.views)} ready")
+
+
+def _streams(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
+    from headrace.stores.markers import Markers, places
+    from headrace.stores.stream import EventStream
+
+    names = [(source.name, partition) for source, partition in places(catalog)]
+    stream, markers = EventStream(store, catalog.project), Markers(store, catalog.project)
+    applied, archived = markers.applied("source", names), markers.applied("archived", names)
+    for place in names:
+        head = stream.head(*place)
+        total = head.total if head else 0
+        behind = {
+            who: total - (mark.total if mark else 0) for who, mark in (("worker", applied[place]), ("archiver", archived[place]))
+        }
+        late = {who: lag for who, lag in behind.items() if lag > 0}
+        if late:
+            text = ", ".join(f"{who} {lag} events behind" for who, lag in late.items())
+            yield Finding("warn", f"stream {place[0]}", f"{text}; see that both run.")
+        elif head:
+            yield Finding("ok", f"stream {place[0]}", f"{total} events, all applied and archived")
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    url = f"http://{settings.host}:{settings.port}/ready"
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310
+            yield Finding("ok", "server", f"{url} answers {reply.status}")
+    except urllib.error.HTTPError as error:
+        yield Finding("warn", "server", f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}")
+    except OSError:
+        yield Finding("warn", "server", f"nobody listens at {url}; start it with headrace up or headrace serve.")
