@@ -1,1 +1,52 @@
+"""Headrace, a real-time feature store: one definition for the stream, the lookup and the training set.
 
+import headrace
+rows = headrace.training_set("flight_delay_v1", "labels.parquet")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import (
+    AsOfError,
+    DataError,
+    DefinitionError,
+    HeadraceError,
+    RequestError,
+    SettingsError,
+    StoreLostError,
+    StreamFullError,
+    UnavailableError,
+    UnknownNameError,
+)
+
+if TYPE_CHECKING:
+    from headrace.read.dataset import training_set
+
+__all__ = [
+    "AsOfError",
+    "DataError",
+    "DefinitionError",
+    "HeadraceError",
+    "RequestError",
+    "SettingsError",
+    "StoreLostError",
+    "StreamFullError",
+    "UnavailableError",
+    "UnknownNameError",
+    "training_set",
+]
+
+_LAZY = {"training_set": "headrace.read.dataset"}  # so that `import headrace` loads neither pandas nor pyarrow
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -71,10 +71,11 @@ class SourceLog:
         since_us = (now_us or 0) - self.source.dedup_horizon_us
         archived_to = min(at.offset, self.archived)
         columns = [self.source.event_id, "arrival_time"]
-        rows = self._offline.read_events(self.source, columns, up_to={self.partition: archived_to}, repeats=True)
+        rows = self._offline.read_events(
+            self.source, columns, up_to={self.partition: archived_to}, arrived_since_us=since_us, repeats=True
+        )
         arrivals = np.asarray(rows["arrival_time"].cast(pa.int64()))
-        recent = rows.filter(pa.array(arrivals >= since_us))
-        marker.remember(recent[self.source.event_id].to_pylist(), arrivals[arrivals >= since_us].tolist())
+        marker.remember(rows[self.source.event_id].to_pylist(), arrivals.tolist())
         watermark_us = self._watermark_at(archived_to)
         for entries in self._entries(archived_to, at.offset):
             batch = parse_entries(self.source, self.partition, entries, self._clock, watermark_us)
@@ -104,8 +105,10 @@ class SourceLog:
             yield batch
 
     def _archived(self, after: int, last: int) -> Iterator[EventBatch]:
-        columns = list(dict.fromkeys([*(c.name for c in self.source.columns), "event_time", "arrival_time"]))
-        rows = self._offline.read_events(self.source, columns, up_to={self.partition: last}, repeats=False)
+        columns = list(
+            dict.fromkeys([*(c.name for c in self.source.columns), "event_time", "arrival_time", "is_repeat"])
+        )
+        rows = self._offline.read_events(self.source, columns, up_to={self.partition: last}, repeats=True)
         times = np.asarray(rows["event_time"].cast(pa.int64()))
         watermarks = np.maximum.accumulate(times) if len(times) else times
         offsets = np.asarray(rows[OFFSET])
@@ -121,5 +124,5 @@ class SourceLog:
         table = rows.select([column.name for column in self.source.columns])
         arrivals = np.asarray(rows["arrival_time"].cast(pa.int64()))
         offset, index = np.asarray(rows[OFFSET]), np.asarray(rows[INDEX]).astype(np.int64)
-        none_repeats = np.zeros(len(times), np.bool_)
-        return EventBatch(self.source, self.partition, table, times, arrivals, offset, index, [], end, none_repeats)
+        is_repeat = np.asarray(rows["is_repeat"].combine_chunks()).astype(np.bool_)
+        return EventBatch(self.source, self.partition, table, times, arrivals, offset, index, [], end, is_repeat)

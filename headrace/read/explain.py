@@ -163,7 +163,9 @@ def _events_of(
     rows = offline.read_events(source, columns, since_us=since_us, until_us=t_us if include_t else t_us - 1)
     for name, value in key.items():
         rows = rows.filter(pc.equal(rows[name], pa.scalar(value, rows[name].type)))
-    return rows.sort_by([("event_time", "ascending"), (PARTITION, "ascending"), (OFFSET, "ascending"), (INDEX, "ascending")])
+    return rows.sort_by(
+        [("event_time", "ascending"), (PARTITION, "ascending"), (OFFSET, "ascending"), (INDEX, "ascending")]
+    )
 
 
 def _same(online: dict[str, Any], offline: dict[str, Any]) -> bool:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Column
 from headrace.compute.columns import typed_column
-from headrace.compute.on_demand import OnDemandFunction
 from headrace.dtypes import arrow_type
 from headrace.errors import AsOfError, RequestError, UnavailableError
 from headrace.read.plans import LookupPlan, ViewStep, plan_features, plan_service
@@ -116,10 +115,7 @@ async def lookup(
     t_us = np.full(request.rows, _clock_us(plan, applied, as_of_us, now_us), np.int64)
     rows = [_rows_of(fetch, held) for fetch, held in zip(fetches, blobs, strict=True)]
     t_us = _moved_past(plan, rows, t_us, as_of_us)
-    values = {
-        step.name: step_values(step.view, held, t_us)
-        for step, held in zip(plan.steps, rows, strict=True)
-    }
+    values = {step.name: step_values(step.view, held, t_us) for step, held in zip(plan.steps, rows, strict=True)}
     _add_on_demand(plan, request, values)
     return _result(plan, request, values, t_us, _details(plan, applied, ready, t_us))
 
@@ -149,7 +145,9 @@ async def _read(
     raw = replies.pop(0) if marks else []
     applied = dict(zip(places, map(decode_applied, raw[: len(places)]), strict=True))
     ready = {view.name: decode_ready(mark) for view, mark in zip(views, raw[len(places) :], strict=True)}
-    held = {key: dict(zip(wanted, reply, strict=True)) for (key, wanted), reply in zip(fields.items(), replies, strict=True)}
+    held = {
+        key: dict(zip(wanted, reply, strict=True)) for (key, wanted), reply in zip(fields.items(), replies, strict=True)
+    }
     return applied, ready, [[held[key][layout_field(fetch.step.view)] for key in fetch.keys] for fetch in fetches]
 
 
@@ -182,9 +180,7 @@ def _rows_of(fetch: _Fetch, held: Sequence[bytes | None]) -> list[bytes | None]:
     return [None if code < 0 else held[code] for code in fetch.codes.tolist()]
 
 
-def _moved_past(
-    plan: LookupPlan, rows: Sequence[Sequence[bytes | None]], t_us: Ints, as_of_us: int | None
-) -> Ints:
+def _moved_past(plan: LookupPlan, rows: Sequence[Sequence[bytes | None]], t_us: Ints, as_of_us: int | None) -> Ints:
     """t, moved just past the newest event where a value already holds one that t must not precede."""
     moved = t_us
     for step, held in zip(plan.steps, rows, strict=True):
@@ -204,7 +200,7 @@ def _add_on_demand(plan: LookupPlan, request: LookupRequest, values: dict[str, S
     for step in plan.on_demand:
         inputs = {feature: values[name].columns[feature] for name, feature in step.inputs}
         inputs |= {column.name: request.columns[column.name] for column in step.view.request}
-        computed = OnDemandFunction.of(step.view).compute(inputs)
+        computed = step.function.compute(inputs)
         none = np.zeros(request.rows, np.int64)
         present = np.full(request.rows, PRESENT, np.uint8)
         values[step.view.name] = StepValues(computed, present, none)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.catalog.definitions import Catalog, Column, FeatureView, OnDemandView, ViewReference
+from headrace.compute.on_demand import OnDemandFunction
 from headrace.errors import RequestError
 
 __all__ = ["LookupPlan", "OnDemandStep", "Output", "ViewStep", "plan_features", "plan_service"]
@@ -25,10 +26,11 @@ class ViewStep:
 
 @dataclass(frozen=True, slots=True)
 class OnDemandStep:
-    """One on-demand view and, per input column, where its values come from: (step name, feature)."""
+    """One on-demand view, its loaded function and, per input, where its values come from: (step name, feature)."""
 
     view: OnDemandView
     inputs: tuple[tuple[str, str], ...]
+    function: OnDemandFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,12 @@ def _plan(catalog: Catalog, label: str, references: Sequence[ViewReference], ful
             columns = _add_on_demand(catalog, reference.view, steps, on_demand)
         else:
             columns = _add_view(catalog, reference, steps).features
+        is_on_demand = catalog.is_on_demand(reference.view)
+        step = reference.view if is_on_demand else reference.name
         for feature in reference.features:
             column = next(c for c in columns if c.name == feature)
             name = f"{reference.name}__{feature}" if full else feature
-            outputs.append(Output(name, reference.name, column, catalog.is_on_demand(reference.view)))
+            outputs.append(Output(name, step, column, is_on_demand))
     _refuse_collisions(label, outputs, steps)
     request = {column.name: column for step in on_demand.values() for column in step.view.request}
     keys = {c.name: c for step in steps.values() for c in _request_columns(catalog, step)}
@@ -116,11 +120,13 @@ def _add_on_demand(
     catalog: Catalog, name: str, steps: dict[str, ViewStep], on_demand: dict[str, OnDemandStep]
 ) -> tuple[Column, ...]:
     view = catalog.on_demand_view(name)
+    if name in on_demand:
+        return view.features
     inputs = []
     for reference in view.inputs:
         _add_view(catalog, reference, steps)
         inputs += [(reference.name, feature) for feature in reference.features]
-    on_demand[name] = OnDemandStep(view, tuple(inputs))
+    on_demand[name] = OnDemandStep(view, tuple(inputs), OnDemandFunction(view))
     return view.features
 
 
@@ -136,6 +142,6 @@ def _refuse_collisions(label: str, outputs: Sequence[Output], steps: dict[str, V
         if output.name in seen | keys:
             raise RequestError(
                 f"Names of an answer must differ, but {output.name!r} occurs twice in {label}; "
-                "ask with full_feature_names."
+                "ask with full_feature_names (--full-feature-names)."
             )
         seen.add(output.name)
