@@ -26,7 +26,8 @@ class Settings(BaseSettings):
         default=Path(".headrace"), description="Folder of the offline store, models, run records and embedded store."
     )
     redis_url: str | None = Field(
-        default=None, description="redis://, rediss:// or unix:// URL of the online store; unset starts an embedded one."
+        default=None,
+        description="redis://, rediss:// or unix:// URL of the online store; unset starts an embedded one.",
     )
     host: str = Field(default="127.0.0.1", description="Address the server listens on.")
     port: int = Field(default=6566, ge=0, le=65535, description="Port the server listens on (Feast's default).")

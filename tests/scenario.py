@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
-from naive import NaiveEvent, agree, magnitude, plain_row, window_value
-from naive import UNSEEN as UNSEEN
+from naive import UNSEEN, NaiveEvent, agree, magnitude, plain_row, window_value
 from strategies import DTYPES, aggregation
 
 from headrace.catalog.definitions import (

@@ -85,7 +85,9 @@ def _print(found: Explanation, limit: int) -> None:
     console = Console()
     online = found.online
     console.print(f"[bold]{found.view}[/] {found.key} at {_moment(found.t_us)}")
-    console.print(f"layout {online['layout']} ({'ready' if online['ready'] else 'not ready'}), key {online['redis_key']}")
+    console.print(
+        f"layout {online['layout']} ({'ready' if online['ready'] else 'not ready'}), key {online['redis_key']}"
+    )
     if online["newest_us"] is None:
         console.print("the online store holds no value for this key")
     else:
@@ -106,7 +108,7 @@ def _print_values(console: Any, found: Explanation) -> None:
     if online is None:
         console.print("t precedes the newest event: the online store cannot answer for it, the archive can")
     table = Table("feature", "online", "from the archive")
-    for name in (online or found.offline or {}):
+    for name in online or found.offline or {}:
         table.add_row(name, *(_cell(values, name) for values in (online, found.offline)))
     console.print(table)
 

@@ -247,4 +247,3 @@ class Deduplicator:
     def _prune(self, oldest_us: int) -> None:
         self._latest = {key: arrival for key, arrival in self._latest.items() if arrival >= oldest_us}
         self._prune_at = max(100_000, 2 * len(self._latest))
-

@@ -64,7 +64,7 @@ def group_keys(prefix: str, columns: Sequence[pa.Array]) -> tuple[NDArray[np.int
         codes = codes * max(len(part.dictionary), 1) + np.asarray(part.indices.fill_null(0))
         codes = np.unique(codes, return_inverse=True)[1]
         missing |= np.asarray(part.indices.is_null())
-    distinct, first, inverse = np.unique(codes[~missing], return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(codes[~missing], return_index=True, return_inverse=True)
     rows = np.flatnonzero(~missing)[first]
     values = [column.take(pa.array(rows)).to_pylist() for column in columns]
     grouped = np.full(len(codes), -1, np.int64)

@@ -129,7 +129,13 @@ def _head(found: Any) -> Entry | None:
 
 
 async def append_async(
-    store: redis.asyncio.Redis, project: str, source: str, format: Format, payload: bytes, count: int, partition: int = 0
+    store: redis.asyncio.Redis,
+    project: str,
+    source: str,
+    format: Format,
+    payload: bytes,
+    count: int,
+    partition: int = 0,
 ) -> Position:
     """`EventStream.append` for the server."""
     key = stream_key(project, source, partition)

@@ -160,9 +160,7 @@ def _later(new: NDArray[Any], held: NDArray[Any]) -> NDArray[np.bool_]:
     return later | absent
 
 
-def write_rows(
-    store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH
-) -> int:
+def write_rows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH) -> int:
     """Writes rows into a plain or batch view, the newest winning; returns how many had a null join key.
 
     `columns` of `events` holds the join keys and the features. Rows of rank BATCH have no position: their offset

@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 from headrace.windows.aggregates import Aggregation, Array, StateField, lift, merge_of, state_fields, zero_of
 from headrace.windows.window import BEGINNING_US, tail_us, tiles_of
 
-__all__ = ["TileGroup", "TileRows", "drop_old", "columns_of", "empty_rows", "merge_rows", "partial_rows", "read_rows", "tile_groups"]
+__all__ = [
+    "TileGroup",
+    "TileRows",
+    "drop_old",
+    "columns_of",
+    "empty_rows",
+    "merge_rows",
+    "partial_rows",
+    "read_rows",
+    "tile_groups",
+]
 
 Ints = NDArray[np.int64]
 
@@ -70,7 +80,9 @@ class TileRows:
 def empty_rows(group: TileGroup) -> TileRows:
     """No rows at all."""
     none = np.empty(0, np.int64)
-    return TileRows(none, none, {field: np.empty(0, np.float64 if field.is_float else np.int64) for field in group.fields})
+    return TileRows(
+        none, none, {field: np.empty(0, np.float64 if field.is_float else np.int64) for field in group.fields}
+    )
 
 
 def partial_rows(group: TileGroup, keys: Ints, times_us: Ints, columns: Mapping[str, pa.Array]) -> TileRows:

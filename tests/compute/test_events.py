@@ -35,7 +35,15 @@ def ndjson(*rows: object, offset: int = NOW) -> Entry:
 
 def test_one_poisonous_row_costs_one_row() -> None:
     good = {"id": "a", "n": 1, "amount": 2, "ts": TS}
-    bad = [b"{", b"[1]", {**good, "n": 1.5}, {**good, "n": True}, {**good, "amount": "1"}, {**good, "ts": None}, {"id": "x"}]
+    bad = [
+        b"{",
+        b"[1]",
+        {**good, "n": 1.5},
+        {**good, "n": True},
+        {**good, "amount": "1"},
+        {**good, "ts": None},
+        {"id": "x"},
+    ]
     batch = parse_entries(SOURCE, 0, [ndjson(good, *bad, good)], "wall", None)
     assert batch.index.tolist() == [0, 8] and batch.table["amount"].to_pylist() == [2.0, 2.0]
     assert [letter.index for letter in batch.dead] == [1, 2, 3, 4, 5, 6, 7]
@@ -94,7 +102,12 @@ def test_repeats_equal_the_loop(pushes: list[tuple[str, int]], batch_size: int) 
 
 
 FORMS = ["2013-01-01", "2013-01-01T05", "2013-01-01 05:06", "2013-01-01T05:06:07.5", "2013-01-01T05:06:07+01:00"]
-FORMS += ["2013-01-01T05:06:07Z", "2013-01-01T05:06:07.123456Z", "2013-01-01T05:06:07.123456789Z", "2013-01-01T05:06+0100"]
+FORMS += [
+    "2013-01-01T05:06:07Z",
+    "2013-01-01T05:06:07.123456Z",
+    "2013-01-01T05:06:07.123456789Z",
+    "2013-01-01T05:06+0100",
+]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -25,7 +25,17 @@ from headrace.catalog.definitions import Column, FeatureView
 from headrace.dtypes import DType, arrow_type
 from headrace.stores.codec.header import header_size
 
-__all__ = ["BATCH", "DIRECT", "ORDER", "STREAM", "RowLayout", "decode_order", "decode_rows", "encode_rows", "row_layout"]
+__all__ = [
+    "BATCH",
+    "DIRECT",
+    "ORDER",
+    "STREAM",
+    "RowLayout",
+    "decode_order",
+    "decode_rows",
+    "encode_rows",
+    "row_layout",
+]
 
 BATCH, STREAM, DIRECT = 0, 1, 2
 

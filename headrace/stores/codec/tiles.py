@@ -25,7 +25,17 @@ from headrace.dtypes import DType, arrow_type
 from headrace.stores.codec.header import header_size
 from headrace.windows.suffix_tiles import TileGroup, TileRows, empty_rows, tile_groups
 
-__all__ = ["LAST", "TileLayout", "Tiles", "decode_tiles", "encode_tiles", "last_values", "string_columns", "tile_layout", "to_bits"]
+__all__ = [
+    "LAST",
+    "TileLayout",
+    "Tiles",
+    "decode_tiles",
+    "encode_tiles",
+    "last_values",
+    "string_columns",
+    "tile_layout",
+    "to_bits",
+]
 
 Ints = NDArray[np.int64]
 
@@ -173,4 +183,3 @@ def to_bits(column: pa.Array, dtype: DType) -> Ints:
         return np.asarray(column.cast(pa.float64()).fill_null(0.0)).view(np.int64)
     plain = column.cast(pa.timestamp("us", "UTC")) if dtype is DType.TIMESTAMP else column
     return np.asarray(plain.cast(pa.int64()).fill_null(0)).astype(np.int64, copy=False)
-
