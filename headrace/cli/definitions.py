@@ -1,0 +1,236 @@
+"""plan, apply, list and describe: from the definition files to the catalog, and what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from headrace.catalog.definitions import Catalog
+from headrace.catalog.evolve import Change, changes, refuse_unsafe
+from headrace.cli.common import with_settings
+from headrace.errors import DataError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
+from headrace.settings import Settings
+from headrace.stores.catalogs import find_catalog, find_project, read_mirror, save_catalog
+
+if TYPE_CHECKING:
+    from headrace.catalog.load import Repo
+
+__all__ = ["apply_command", "describe_command", "list_command", "plan_command"]
+
+CHANGED = 2
+REFUSED = 1
+MARKS = {"added": "+", "changed": "~", "removed": "-"}
+KINDS = {
+    "entities": "entity",
+    "sources": "source",
+    "views": "feature view",
+    "on_demand_views": "on-demand feature view",
+    "services": "feature service",
+}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.command("plan")
+@json_option
+@with_settings
+def plan_command(settings: Settings, as_json: bool) -> None:
+    """Show what apply would change: exit 0 for nothing, 2 for changes, 1 for a refusal."""
+    with _refusals(as_json):
+        previous = _known_catalog(settings)
+        _, catalog, notes = _compile(settings, previous)
+        found = changes(previous, catalog)
+        _report(previous, catalog, found, notes, as_json, "would be")
+    sys.exit(CHANGED if found else 0)
+
+
+@click.command("apply")
+@json_option
+@with_settings
+def apply_command(settings: Settings, as_json: bool) -> None:
+    """Compile the definitions, register them with Feast and make them the catalog of every process."""
+    from headrace.catalog.feast_registry import register
+    from headrace.stores.connection import open_store
+
+    with _refusals(as_json):
+        project = find_project(settings)
+        store = open_store(settings)
+        try:
+            previous = _newest(find_catalog(store, project), read_mirror(settings))
+            repo, catalog, notes = _compile(settings, previous)
+            registry = register(repo, catalog)
+            save_catalog(store, settings, catalog)
+        finally:
+            store.close()
+        _report(previous, catalog, changes(previous, catalog), notes, as_json, "is", registry)
+
+
+@click.command("list")
+@json_option
+@with_settings
+def list_command(settings: Settings, as_json: bool) -> None:
+    """List the catalog's entities, sources, views and services."""
+    catalog = _applied(settings)
+    if as_json:
+        names = {kind: [item.name for item in getattr(catalog, kind)] for kind in KINDS}
+        _print_json({"project": catalog.project, "version": catalog.version, "clock": catalog.clock, **names})
+        return
+    click.echo(f"project {catalog.project}, version {catalog.version}, clock {catalog.clock}")
+    for attribute, kind in KINDS.items():
+        for item in getattr(catalog, attribute):
+            click.echo(f"{kind:24}{item.name:32}{_summary(item)}".rstrip())
+
+
+@click.command("describe")
+@click.argument("name")
+@json_option
+@with_settings
+def describe_command(settings: Settings, name: str, as_json: bool) -> None:
+    """Describe the entity, source, view or service NAME: types, windows, hops, fingerprint, code."""
+    catalog = _applied(settings)
+    found = [
+        {"definition": kind, **_plain(item)}
+        for attribute, kind in KINDS.items()
+        for item in getattr(catalog, attribute)
+        if item.name == name
+    ]
+    if not found:
+        known = ", ".join(item.name for kind in KINDS for item in getattr(catalog, kind)) or "nothing"
+        raise UnknownNameError(f"There is no {name!r}; the catalog has: {known}.")
+    if as_json:
+        _print_json(found[0] if len(found) == 1 else found)
+        return
+    for item in found:
+        for key, value in item.items():
+            _print_field(key, value)
+
+
+class _refusals:
+    """Print a refusal as JSON where JSON is asked for; otherwise main prints it as it does every error."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.as_json and isinstance(error, HeadraceError):
+            _print_json({"refused": str(error), "changes": []})
+            sys.exit(REFUSED)
+
+
+def _compile(settings: Settings, previous: Catalog | None) -> tuple[Repo, Catalog, list[str]]:
+    """The repo's catalog, found safe after `previous`, its functions tried; and notes for the user."""
+    from headrace.catalog.compile import compile_repo, notes_of
+    from headrace.catalog.load import load_repo
+    from headrace.compute.check import check_functions, input_columns
+
+    repo = load_repo(settings.repo)
+    catalog = compile_repo(repo, clock=settings.clock, previous=previous)
+    refuse_unsafe(previous, catalog)
+    types = {view.name: input_columns(catalog, view) for view in catalog.on_demand_views}
+    return repo, catalog, notes_of(repo) + check_functions(catalog.on_demand_views, types)
+
+
+def _newest(stored: Catalog | None, mirror: Catalog | None) -> Catalog | None:
+    """The later of two; a store that was emptied must not make versions and generations start again."""
+    known = [catalog for catalog in (stored, mirror) if catalog is not None]
+    return max(known, key=lambda catalog: catalog.version, default=None)
+
+
+def _known_catalog(settings: Settings) -> Catalog | None:
+    """The catalog as of the last apply: the mirror's, and the configured store's if it answers; None before any.
+
+    An embedded store needs no look: its mirror lies in the same data directory.
+    """
+    mirror = read_mirror(settings)
+    if settings.redis_url is None:
+        return mirror
+    from headrace.stores.connection import open_store
+
+    try:
+        store = open_store(settings)
+        try:
+            return _newest(find_catalog(store, find_project(settings)), mirror)
+        finally:
+            store.close()
+    except (OSError, SettingsError, UnavailableError) as error:
+        click.echo(f"Note: the online store does not answer, comparing with the mirrored catalog ({error}).", err=True)
+        return mirror
+
+
+def _applied(settings: Settings) -> Catalog:
+    catalog = _known_catalog(settings)
+    if catalog is None:
+        raise DataError(f"Nothing was applied yet in {settings.data_dir}; run headrace apply.")
+    return catalog
+
+
+def _report(
+    previous: Catalog | None,
+    catalog: Catalog,
+    found: list[Change],
+    notes: list[str],
+    as_json: bool,
+    verb: str,
+    registry: str | None = None,
+) -> None:
+    if as_json:
+        body = {"project": catalog.project, "version": catalog.version, "clock": catalog.clock}
+        before = previous.version if previous else None
+        more = {"changes": [dataclasses.asdict(change) for change in found], "notes": notes, "refused": None}
+        _print_json(body | {"previous_version": before} | more | ({"registry": registry} if registry else {}))
+        return
+    for change in found:
+        click.echo(f"{MARKS[change.action]} {change.kind} {change.name}")
+        for detail in change.details:
+            click.echo(f"    {detail}")
+    for note in notes:
+        click.echo(f"Note: {note}")
+    click.echo(
+        f"{len(found) or 'No'} change{'' if len(found) == 1 else 's'}; project {catalog.project} {verb} at "
+        f"version {catalog.version}, clock {catalog.clock}."
+    )
+    if registry:
+        click.echo(f"Feast registry: {registry}")
+
+
+def _summary(item: Any) -> str:
+    """What tells an item apart at a glance."""
+    kind = type(item).__name__
+    if kind == "Entity":
+        return f"{item.join_key} {item.dtype}"
+    if kind == "Source":
+        return f"{len(item.columns)} columns, event time {item.timestamp}"
+    if kind == "FeatureView":
+        return f"{item.kind}, by {', '.join(item.entities)}, {len(item.features)} features"
+    if kind == "OnDemandView":
+        return f"{item.mode}, {len(item.features)} features"
+    return f"{sum(len(reference.features) for reference in item.references)} features"
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(dataclasses.asdict(item)))
+    return plain
+
+
+def _print_field(key: str, value: Any) -> None:
+    """One field of a description: scalars on one line, records one a line, code as it is."""
+    if isinstance(value, list) and value:
+        click.echo(f"{key}:")
+        for part in value:
+            shown = ", ".join(f"{k}={v}" for k, v in part.items()) if isinstance(part, dict) else part
+            click.echo(f"  {shown}")
+    elif isinstance(value, str) and "\n" in value:
+        click.echo(f"{key}:")
+        click.echo("\n".join(f"  {line}" for line in value.splitlines()))
+    elif value not in (None, "", []):
+        click.echo(f"{key}: {value}")
+
+
+def _print_json(body: Any) -> None:
+    click.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2).decode())

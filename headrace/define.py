@@ -1,0 +1,190 @@
+"""Short forms of Feast definitions. Each returns plain Feast objects, on which stock `feast apply` works too.
+
+card = entity("card", key="card_id")
+payments = events("payments", time="ts", id="payment_id",
+                  columns={"payment_id": "string", "card_id": "string", "amount": "double", "ts": "timestamp"})
+card_spend = stream_view("card_spend", card, payments,
+                         windows("*", ["count"], over=["10m", "1h"]),
+                         windows("amount", ["sum", "max"], over=["1h", "24h"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from feast import Entity, Field, FileSource, PushSource, StreamFeatureView
+from feast.aggregation import Aggregation
+
+from headrace.catalog.definitions import Column, DType
+from headrace.catalog.feast_types import dtype_of_entity, duration_us, feast_type, value_type
+from headrace.catalog.schema import dtype_of_ddl, parse_ddl, render_ddl
+from headrace.errors import DefinitionError
+from headrace.windows.aggregates import output_dtype
+from headrace.windows.window import format_duration, parse_duration_us, validate_window_us
+
+__all__ = ["LIFETIME", "entity", "events", "stream_view", "windows"]
+
+LIFETIME = "lifetime"
+"""The window that never ends, in `over`."""
+
+Duration = str | timedelta
+
+
+def entity(name: str, key: str | None = None, dtype: str = "string", **feast: Any) -> Entity:
+    """An Entity with join key `key` (else `name`) of type string, int or bigint; `feast` goes to Feast as it is."""
+    kind = dtype_of_ddl(dtype, f"Entity {name!r}")
+    if kind not in (DType.STRING, DType.INT32, DType.INT64):
+        raise DefinitionError(
+            f"A join key is a string or an integer, entity {name!r} is {dtype!r}; use string or bigint."
+        )
+    return Entity(name=name, join_keys=[key or name], value_type=value_type(kind), **feast)
+
+
+def events(
+    name: str,
+    *,
+    time: str,
+    columns: Mapping[str, str],
+    id: str | None = None,
+    partitions: int | None = None,
+    dedup: Duration | None = None,
+    max_future: Duration | None = None,
+    history: str | None = None,
+    expect: Mapping[str, Sequence[str]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    owner: str = "",
+) -> PushSource:
+    """A stream of events with these columns, `time` among them.
+
+    `id` names the column by which a repeated event is known within `dedup` (10m); `max_future` (10m) is how far an
+    event time may lie ahead; `history` names a Parquet file of older rows, which need not exist. Raises
+    DefinitionError for an unknown type, and for a `time` or `id` that is no column.
+    """
+    if expect is not None:
+        raise DefinitionError(f"Source {name!r}: expect is not supported yet; leave it out and filter before pushing.")
+    who = f"source {name!r}"
+    typed = tuple(Column(key, dtype_of_ddl(kind, f"Column {key!r} of {who}")) for key, kind in columns.items())
+    for role, column in (("time", time), ("id", id)):
+        if column is not None and column not in columns:
+            raise DefinitionError(f"The {role} of {who} is {column!r}, its columns are {', '.join(columns)}; name one.")
+    options = {
+        "event_id": id,
+        "partitions": partitions,
+        "dedup_horizon": None if dedup is None else format_duration(_us(dedup)),
+        "max_future_skew": None if max_future is None else format_duration(_us(max_future)),
+    }
+    stated = {tag: str(value) for tag, value in options.items() if value is not None}
+    path = history or f"data/{name}.parquet"
+    return PushSource(
+        name=name,
+        batch_source=FileSource(name=f"{name}_history", path=path, timestamp_field=time),
+        tags={**(tags or {}), "schema": render_ddl(typed), **stated},
+        description=description,
+        owner=owner,
+    )
+
+
+def windows(
+    column: str,
+    functions: Sequence[str],
+    over: Sequence[Duration] = (LIFETIME,),
+    *,
+    hop: Duration | None = None,
+) -> list[Aggregation]:
+    """Each of `functions` over `column` (`*` for events) in each window of `over`, in this order.
+
+    They are named like `sum_amount_24h`, `count_1h` and `max_amount_lifetime`. `hop` replaces the default hop.
+    """
+    for name, given in (("functions", functions), ("over", over)):
+        if isinstance(given, str):
+            raise DefinitionError(f"{name} of windows({column!r}, ...) is a list, got {given!r}; write [{given!r}].")
+    return [_aggregation(column, function, window, hop) for function in functions for window in over]
+
+
+def _aggregation(column: str, function: str, window: Duration, hop: Duration | None) -> Aggregation:
+    base = function if column == "*" else f"{function}_{column}"
+    if window == LIFETIME:
+        if hop is not None:
+            raise DefinitionError(f"A lifetime has no hop, {base} was given {hop!r}; leave it out.")
+        return Aggregation(column=column, function=function, time_window=None, name=f"{base}_{LIFETIME}")
+    window_us = _us(window)
+    validate_window_us(window_us)
+    label = window.replace(" ", "") if isinstance(window, str) else format_duration(window_us)
+    return Aggregation(
+        column=column,
+        function=function,
+        time_window=timedelta(microseconds=window_us),
+        slide_interval=None if hop is None else timedelta(microseconds=_us(hop)),
+        name=f"{base}_{label}",
+    )
+
+
+def _us(duration: Duration) -> int:
+    return duration_us(duration) if isinstance(duration, timedelta) else parse_duration_us(duration)
+
+
+def stream_view(
+    name: str,
+    entities: Entity | Sequence[Entity],
+    source: PushSource,
+    *aggregations: Aggregation | Iterable[Aggregation],
+    online: bool = True,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    owner: str = "",
+) -> StreamFeatureView:
+    """A view of windowed aggregates of `source` by entity key, its schema filled in.
+
+    Raises DefinitionError for a source without the tag `schema`, a missing column and an unfit function.
+    """
+    keyed = [entities] if isinstance(entities, Entity) else list(entities)
+    batch = source.batch_source
+    if "schema" not in source.tags or batch is None:
+        raise DefinitionError(
+            f"View {name!r} takes its types from its source's schema, {source.name!r} has none; "
+            "define it by events(...), or use Feast's StreamFeatureView."
+        )
+    columns = {column.name: column.dtype for column in parse_ddl(source.tags["schema"], f"source {source.name!r}")}
+    flat = [item for part in aggregations for item in ([part] if isinstance(part, Aggregation) else part)]
+    keys = [_field(key.join_key, _key_dtype(name, key, columns)) for key in keyed]
+    return StreamFeatureView(
+        name=name,
+        entities=keyed,
+        source=source,
+        schema=keys + [_feature(name, source.name, item, columns) for item in flat],
+        aggregations=flat,
+        timestamp_field=batch.timestamp_field,
+        ttl=timedelta(0),
+        online=online,
+        tags=dict(tags or {}),
+        description=description,
+        owner=owner,
+    )
+
+
+def _field(name: str, dtype: DType) -> Field:
+    return Field(name=name, dtype=feast_type(dtype))
+
+
+def _key_dtype(view: str, key: Entity, columns: Mapping[str, DType]) -> DType:
+    declared = dtype_of_entity(key.value_type, f"Entity {key.name!r}")
+    return declared or _column(columns, key.join_key, f"View {view!r}")
+
+
+def _feature(view: str, source: str, item: Aggregation, columns: Mapping[str, DType]) -> Field:
+    feature = item.resolved_name(item.time_window)
+    where = f"Feature {feature!r} of view {view!r} over source {source!r}"
+    dtype = DType.INT64 if item.column == "*" else _column(columns, item.column, where)
+    try:
+        return _field(feature, output_dtype(item.function, item.column, dtype))
+    except DefinitionError as error:
+        raise DefinitionError(f"{where}: {error}") from None
+
+
+def _column(columns: Mapping[str, DType], name: str, where: str) -> DType:
+    if name not in columns:
+        raise DefinitionError(f"{where} needs column {name!r}, its source has: {', '.join(columns)}; correct the name.")
+    return columns[name]
