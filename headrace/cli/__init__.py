@@ -64,7 +64,7 @@ def group() -> None:
 def main() -> None:
     """Entry point of the `headrace` script: exit 0, 1 on a refused input, 2 on wrong usage."""
     try:
-        group.main(standalone_mode=False)
+        sys.exit(group.main(standalone_mode=False))
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:

@@ -1,0 +1,122 @@
+"""The long-running processes, each alone (`worker`, `archive`, `serve`, `schedule`) or all together (`up`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import click
+
+from headrace.cli.common import with_settings
+from headrace.settings import Settings
+
+__all__ = ["archive_command", "schedule_command", "serve_command", "up_command", "worker_command"]
+
+supervised_option = click.option(
+    "--supervised", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone."
+)
+host_option = click.option("--host", help="Address to listen on [HEADRACE_HOST].")
+port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port, 0 takes any [HEADRACE_PORT].")
+
+
+@click.command("worker")
+@supervised_option
+@with_settings
+def worker_command(settings: Settings, supervised: bool) -> None:
+    """Compute features from the stream into the online store, until stopped."""
+    from materialize.worker import run_worker
+
+    _run("worker", run_worker, settings, supervised)
+
+
+@click.command("archive")
+@supervised_option
+@with_settings
+def archive_command(settings: Settings, supervised: bool) -> None:
+    """Append the stream's events to the offline store, until stopped."""
+    from materialize.archiver import run_archiver
+
+    _run("archiver", run_archiver, settings, supervised)
+
+
+@click.command("schedule")
+@supervised_option
+@with_settings
+def schedule_command(settings: Settings, supervised: bool) -> None:
+    """Run the scheduled jobs, each on its cron, until stopped."""
+    from training.jobs import run_scheduler
+
+    _run("scheduler", run_scheduler, settings, supervised)
+
+
+@click.command("serve")
+@host_option
+@port_option
+@supervised_option
+@with_settings
+def serve_command(settings: Settings, host: str | None, port: int | None, supervised: bool) -> None:
+    """Answer lookups, pushes and predictions over HTTP, until stopped."""
+    from headrace.telemetry import configure_logging
+    from serving.run import run_server
+
+    configure_logging("server")
+    stop_on_signals(supervised)  # uvicorn takes the signals over while it runs, and raises them again afterwards
+    run_server(with_address(settings, host, port), announce)
+
+
+@click.command("up")
+@host_option
+@port_option
+@with_settings
+def up_command(settings: Settings, host: str | None, port: int | None) -> None:
+    """Run store, worker, archiver, server and scheduler in this terminal; Ctrl-C stops them cleanly."""
+    from headrace.cli.supervisor import run_all
+
+    sys.exit(run_all(with_address(settings, host, port), stop_on_signals(False)))
+
+
+def with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
+    given = {"host": host, "port": port}
+    return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def announce(url: str) -> None:
+    """The one line that says that the server listens, and where."""
+    click.echo(f"Headrace listens on {url} (API at {url}/docs)")
+
+
+def _run(
+    process: str, function: Callable[[Settings, threading.Event], Any], settings: Settings, supervised: bool
+) -> None:
+    from headrace.telemetry import configure_logging
+
+    configure_logging(process)
+    function(settings, stop_on_signals(supervised))
+
+
+def stop_on_signals(supervised: bool) -> threading.Event:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and not supervised:
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    if supervised:
+        threading.Thread(target=_follow_parent, daemon=True).start()
+    return stop
+
+
+def _follow_parent() -> None:
+    """Stop this process once its parent is gone, however that ended: then the pipe to standard input ends."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,115 @@
+"""`headrace push` and `headrace streams`: events into the stream, and how far they have come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrace.cli.common import with_settings
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.catalog.definitions import Source
+
+__all__ = ["push_command", "streams_command"]
+
+FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson", ".csv": "csv", ".parquet": "parquet"}
+
+
+@click.command("push")
+@click.argument("source")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["ndjson", "csv", "parquet"]), help="Unset: by the file's suffix.")
+@with_settings
+def push_command(settings: Settings, source: str, file: Path, kind: str | None) -> None:
+    """Push the events of FILE (NDJSON, CSV or Parquet) to SOURCE, straight into its stream.
+
+    Events that cannot be typed become dead letters with a reason; the others go on. Without an event id in the
+    source's definition, pushing a file twice counts its events twice.
+    """
+    from headrace.errors import DataError
+    from headrace.stores.catalogs import find_project, load_catalog
+    from headrace.stores.connection import open_store
+    from headrace.stores.stream import EventStream
+
+    kind = kind or FORMATS.get(file.suffix.lower())
+    if kind is None:
+        raise DataError(f"A file's suffix must be one of {', '.join(FORMATS)}, got {file.name!r}; add --format.")
+    store = open_store(settings)
+    catalog = load_catalog(store, find_project(settings))
+    target, stream = catalog.source(source), EventStream(store, catalog.project)
+    started = time.monotonic()
+    total = _push_file(stream, target, file, kind)
+    seconds = max(time.monotonic() - started, 1e-9)
+    click.echo(f"Pushed {total:,} events to {source} in {seconds:.1f} s ({total / seconds:,.0f} events/s).")
+
+
+def _push_file(stream: Any, source: Source, file: Path, kind: str) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from headrace.cli.event_files import read_batches
+
+    columns = (TextColumn(source.name), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn())
+    count = TextColumn("{task.fields[events]:,} events")
+    total = 0
+    with Progress(*columns, count, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(source.name, total=1.0, events=0)
+        for fraction, batches in read_batches(source, file, kind):
+            for batch in batches:
+                stream.append(source.name, batch.format, batch.payload, batch.count, batch.partition)
+                total += batch.count
+            progress.update(task, completed=fraction, events=total)
+    return total
+
+
+@click.command("streams")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /streams answers.")
+@with_settings
+def streams_command(settings: Settings, as_json: bool) -> None:
+    """Show each source's head, applied and archived positions, its lag and watermark."""
+    from headrace.stores.catalogs import find_project, load_catalog
+    from headrace.stores.connection import open_store
+
+    store = open_store(settings)
+    report = _report(store, load_catalog(store, find_project(settings)))
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
+    else:
+        _print_table(report)
+
+
+def _report(store: Any, catalog: Any) -> dict[str, Any]:
+    from headrace.stores.keys import markers_key
+    from headrace.stores.stream import EventStream
+    from headrace.stores.stream_reports import ReportQuery
+
+    query, stream = ReportQuery(catalog), EventStream(store, catalog.project)
+    markers = store.hmget(markers_key(catalog.project), query.fields) if query.fields else []
+    return query.report(markers, {place: stream.head(*place) for place in query.places})
+
+
+def _print_table(report: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table("source", "head", "applied", "archived", "lag", "watermark")
+    for column in table.columns:
+        column.overflow = "fold"
+    for name, row in report.items():
+        places = ["\n".join(_places(row[kind])) or "-" for kind in ("head", "applied", "archived")]
+        table.add_row(name, *places, f"{row['lag']:,}", row["watermark"] or "-")
+    console.print(table)
+
+
+def _places(positions: Mapping[str, str]) -> Iterator[str]:
+    for partition, position in positions.items():
+        yield position if len(positions) == 1 and partition == "0" else f"{partition}: {position}"

@@ -1,0 +1,107 @@
+"""From exceptions to HTTP: the status, and the body that Feast's SDK turns into its own exception again.
+
+The body is a JSON string that holds a JSON object of `module`, `class` and `message`, as Feast's server writes it.
+"""
+
+from __future__ import annotations
+
+import orjson
+import redis
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+
+from headrace.errors import (
+    AsOfError,
+    DataError,
+    HeadraceError,
+    RequestError,
+    StoreLostError,
+    StreamFullError,
+    UnavailableError,
+    UnknownNameError,
+)
+from headrace.telemetry import get_logger
+
+__all__ = ["HANDLERS", "WireError", "error_response", "on_unexpected_error"]
+
+RETRY_AFTER_S = 1
+
+log = get_logger()
+
+
+class WireError(HeadraceError):
+    """A request that HTTP itself refuses: the wrong content type, a body too large."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+_STATUS: list[tuple[type[HeadraceError], int]] = [
+    (UnknownNameError, 404),
+    (AsOfError, 409),
+    (RequestError, 422),
+    (DataError, 422),  # an on-demand view that fails on these rows
+    (UnavailableError, 503),
+    (StoreLostError, 503),
+]
+_FEAST_CLASSES = {
+    "There is no feature service": "FeatureServiceNotFoundException",
+    "There is no feature view": "FeatureViewNotFoundException",
+    "There is no on-demand feature view": "OnDemandFeatureViewNotFoundException",
+    "There is no source": "DataSourceObjectNotFoundException",
+}
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """A reply of Feast's error form."""
+    detail = {"module": "feast.errors", "class": _feast_class(status, message), "message": message}
+    body = orjson.dumps(orjson.dumps(detail).decode())
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+def _feast_class(status: int, message: str) -> str:
+    """The exception of feast.errors that stands nearest."""
+    if status != 404:
+        return "FeastError"
+    found = (name for start, name in _FEAST_CLASSES.items() if message.startswith(start))
+    return next(found, "FeastObjectNotFoundException")
+
+
+async def on_headrace_error(request: Request, error: Exception) -> Response:
+    """What we raised on purpose: the caller learns the message, unless the fault is ours."""
+    if isinstance(error, WireError):
+        return error_response(error.status, str(error))
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    if status is None:
+        return await on_unexpected_error(request, error)
+    retry_s = error.retry_after_s if isinstance(error, StreamFullError) else RETRY_AFTER_S
+    return error_response(status, str(error), {"Retry-After": str(retry_s)} if status == 503 else None)
+
+
+async def on_store_error(request: Request, error: Exception) -> Response:
+    """The online store is down, full or restarting."""
+    log.warning("the online store failed", path=request.url.path, error=repr(error))
+    message = "The online store does not answer; try again."
+    return error_response(503, message, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}; see /docs for what there is."
+    return error_response(error.status_code, message, dict(error.headers or {}))
+
+
+async def on_unexpected_error(request: Request, error: Exception) -> Response:
+    """A defect of ours: the log has the trace, the caller a plain 500."""
+    log.error("a request failed", path=request.url.path, exc_info=error)
+    return error_response(500, "The server failed on this request; its log says why.")
+
+
+HANDLERS = {
+    HeadraceError: on_headrace_error,
+    redis.RedisError: on_store_error,
+    HTTPException: on_http_error,
+    Exception: on_unexpected_error,
+}

@@ -1,0 +1,138 @@
+"""What the handlers share: settings, the store, the catalog in force, plans, models and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import redis
+import redis.asyncio
+from fastapi import FastAPI, Request
+
+from headrace.catalog.definitions import Catalog, catalog_from_json
+from headrace.errors import HeadraceError, SettingsError
+from headrace.read.lookup import LookupPlan, plan_features, plan_service
+from headrace.settings import Settings
+from headrace.stores.catalogs import find_project, load_catalog
+from headrace.stores.connection import open_store, open_store_async
+from headrace.stores.keys import catalog_key
+from headrace.stores.models import Champions
+from headrace.telemetry import get_logger
+from serving.metrics import Metrics
+
+__all__ = ["ServerState", "open_state", "state_of"]
+
+CATALOG_POLL_S = 1.0
+MOST_PLANS = 1_000
+
+log = get_logger()
+
+
+class ServerState:
+    """One server's state; only the event loop touches it."""
+
+    def __init__(self, settings: Settings, store: redis.asyncio.Redis, catalog: Catalog) -> None:
+        self.settings = settings
+        self.store = store
+        self.catalog = catalog
+        self.problem: str | None = None
+        self.metrics = Metrics()
+        self.champions = Champions(settings.data_dir)
+        self._plans: dict[tuple[Any, ...], LookupPlan] = {}
+
+    def plan(self, service: str | None, features: list[str], full_names: bool) -> LookupPlan:
+        """The plan of a request, made once per catalog."""
+        key = (service, tuple(features), full_names)
+        plan = self._plans.get(key)
+        if plan is None:
+            make: Callable[..., LookupPlan] = plan_service if service is not None else plan_features
+            plan = make(self.catalog, service if service is not None else features, full_names)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def use(self, catalog: Catalog) -> None:
+        """Answer from `catalog` from now on; requests under way keep the one they began with."""
+        self.problem = clock_problem(self.settings, catalog)
+        if self.problem is None:
+            self.catalog = catalog
+            self._plans.clear()
+
+    async def follow_catalog(self) -> None:
+        """Take every catalog that apply writes; runs until cancelled."""
+        key, seen = catalog_key(self.catalog.project), b""
+        while True:
+            try:
+                raw = await self.store.get(key)
+                if raw is not None and raw != seen:
+                    seen = raw
+                    self._take(catalog_from_json(raw))
+            except (redis.RedisError, HeadraceError, ValueError) as error:
+                log.warning("the catalog could not be read", error=str(error))
+            await asyncio.sleep(CATALOG_POLL_S)
+
+    def _take(self, catalog: Catalog) -> None:
+        if catalog == self.catalog:
+            return
+        self.use(catalog)
+        log.info("catalog changed", version=catalog.version, problem=self.problem)
+
+
+def clock_problem(settings: Settings, catalog: Catalog) -> str | None:
+    """Why this process cannot serve `catalog`, None when it can."""
+    if settings.clock is None or settings.clock == catalog.clock:
+        return None
+    return (
+        f"HEADRACE_CLOCK must be the catalog's, got {settings.clock!r} where the catalog has {catalog.clock!r}; "
+        "unset it, or run headrace apply with the clock you want."
+    )
+
+
+def open_state(settings: Settings) -> ServerState:
+    """Reads the catalog and checks the set-up. Raises SettingsError or UnavailableError with the remedy."""
+    with contextlib.closing(open_store(settings)) as store:
+        catalog = load_catalog(store, find_project(settings))
+    problem = clock_problem(settings, catalog)
+    if problem:
+        raise SettingsError(problem)
+    return ServerState(settings, open_store_async(settings), catalog)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Follow the catalog and warm the models up while the app runs."""
+    state: ServerState = app.state.headrace
+    following = asyncio.create_task(state.follow_catalog())
+    threading.Thread(target=warm_up, daemon=True).start()  # a daemon: stopping does not wait for imports
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await state.store.aclose()
+
+
+def warm_up() -> None:
+    """Import what the first prediction needs; it costs seconds."""
+    started = time.perf_counter()
+    import pandas  # noqa: F401
+    import sklearn.linear_model
+    import sklearn.pipeline  # noqa: F401
+    import skops.io
+
+    log.debug("models can be loaded", seconds=round(time.perf_counter() - started, 2), skops=bool(skops.io))
+
+
+def state_of(request: Request) -> ServerState:
+    state: ServerState = request.app.state.headrace
+    return state
+
+
+def now_us() -> int:
+    """The wall clock in microseconds."""
+    return time.time_ns() // 1_000

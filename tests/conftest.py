@@ -1,0 +1,33 @@
+"""Fixtures that every room shares. Stores are real, and only those that the tests started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from headrace.settings import Settings
+from headrace.stores.embedded import detach
+
+for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+    del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a data directory of the session's own, whose embedded store starts when first asked for."""
+    folder = tmp_path_factory.mktemp("headrace")
+    made = Settings(repo=folder / "repo", data_dir=folder / "data")
+    yield made
+    detach(made.data_dir)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
