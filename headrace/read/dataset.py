@@ -79,7 +79,11 @@ def build_dataset(
 
 def read_positions(catalog: Catalog, service: str, offline: OfflineStore) -> dict[str, dict[int, int]]:
     """Archived offset by partition of every source behind `service`: what to hand `History` for the same rows again."""
-    sources = [source for step in plan_service(catalog, service).steps for source in sources_of(catalog, step.view)]
+    sources = [
+        source
+        for step in plan_service(catalog, service, full_feature_names=True).steps
+        for source in sources_of(catalog, step.view)
+    ]
     return {source.name: offline.positions(source) for source in sources}
 
 

@@ -1,0 +1,1 @@
+"""The demo: a real year of flights through the whole path, by CLI and HTTP only."""
