@@ -21,7 +21,7 @@ from headrace.catalog.definitions import Column, DType
 from headrace.catalog.feast_types import dtype_of_entity, duration_us, feast_type, value_type
 from headrace.catalog.schema import dtype_of_ddl, parse_ddl, render_ddl
 from headrace.errors import DefinitionError
-from headrace.windows.aggregates import output_dtype
+from headrace.windows.functions import output_dtype
 from headrace.windows.window import format_duration, parse_duration_us, validate_window_us
 
 __all__ = ["LIFETIME", "entity", "events", "stream_view", "windows"]

@@ -1,4 +1,4 @@
-"""The column types that events, entities and features may have."""
+"""The types that columns and features may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["DType", "arrow_type"]
 
 
 class DType(StrEnum):
-    """A type by the name that the catalog writes; `timestamp` is int64 microseconds UTC."""
+    """A type by the name that the catalog writes; `timestamp` is int64 microseconds UTC.
+
+    Columns, join keys and rows have the plain types; lists are what `last_n` and `first_n` give.
+    """
 
     INT32 = "int32"
     INT64 = "int64"
@@ -19,6 +22,13 @@ class DType(StrEnum):
     BOOL = "bool"
     STRING = "string"
     TIMESTAMP = "timestamp"
+    INT32_LIST = "list<int32>"
+    INT64_LIST = "list<int64>"
+    FLOAT32_LIST = "list<float32>"
+    FLOAT64_LIST = "list<float64>"
+    BOOL_LIST = "list<bool>"
+    STRING_LIST = "list<string>"
+    TIMESTAMP_LIST = "list<timestamp>"
 
     @property
     def is_integer(self) -> bool:
@@ -31,6 +41,20 @@ class DType(StrEnum):
     @property
     def is_numeric(self) -> bool:
         return self.is_integer or self.is_float
+
+    @property
+    def is_list(self) -> bool:
+        return self.value.startswith("list<")
+
+    @property
+    def item(self) -> DType:
+        """The type of a list's items."""
+        return DType(self.value.removeprefix("list<").removesuffix(">"))
+
+    @property
+    def list_type(self) -> DType:
+        """The list of this plain type."""
+        return DType(f"list<{self.value}>")
 
 
 _ARROW = {
@@ -46,4 +70,4 @@ _ARROW = {
 
 def arrow_type(dtype: DType) -> pa.DataType:
     """The Arrow type that columns of `dtype` have in every table."""
-    return _ARROW[dtype]
+    return pa.list_(_ARROW[dtype.item]) if dtype.is_list else _ARROW[dtype]

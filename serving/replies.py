@@ -42,6 +42,9 @@ def lookup_reply(result: LookupResult, catalog_version: int, full: bool) -> dict
 
 def plain_values(column: pa.Array) -> list[Any]:
     """A column as JSON holds it; timestamps are RFC 3339 text."""
+    if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type):
+        lists = column.cast(pa.list_(pa.int64())).to_pylist()
+        return [None if items is None else [rfc3339(us) for us in items] for items in lists]
     if pa.types.is_timestamp(column.type):
         return [None if us is None else rfc3339(us) for us in column.cast(pa.int64()).to_pylist()]
     values: list[Any] = column.to_pylist()

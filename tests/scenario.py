@@ -53,6 +53,16 @@ WINDOWED = tuple(
         ("flag", "last", None),
         ("moment", "max", 60),
         ("word", "count", 60),
+        ("real", "var", 60),
+        ("short", "std", 600),
+        ("word", "first", 60),
+        ("word", "last_3", 600),
+        ("moment", "first_2", None),
+        ("word", "count_distinct", 60),
+        ("whole", "count_distinct_2", 600),
+        ("word", "approx_count_distinct", None),
+        ("real", "approx_p50", 60),
+        ("short", "approx_p95", None),
     ]
 )
 FEATURES = tuple(Column(agg.feature, agg.dtype) for agg in WINDOWED)
@@ -144,6 +154,8 @@ def with_key(events: Iterable[NaiveEvent], parts: tuple[int, ...]) -> list[Naive
 
 def plain_value(value: Any) -> Any:
     """A value as the oracle writes it: timestamps as microseconds."""
+    if isinstance(value, list):
+        return [plain_value(item) for item in value]
     if isinstance(value, datetime):
         return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return value

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from naive import NaiveEvent
 
 from headrace.dtypes import DType
-from headrace.windows.aggregates import Aggregation, output_dtype
+from headrace.windows.functions import Aggregation, output_dtype
 from headrace.windows.window import default_hop_us
 
 DTYPES = {
@@ -26,8 +26,9 @@ VALUES = {
     "moment": st.integers(-(2**50), 2**50),
 }
 ALLOWED = {
-    name: ["count", "last"]
-    + (["sum", "mean"] if dtype.is_numeric else [])
+    name: ["count", "last", "first", "last_2", "first_3", "count_distinct", "count_distinct_2", "approx_count_distinct"]
+    + (["sum", "mean"] if dtype.is_numeric or dtype is DType.BOOL else [])
+    + (["var", "std", "approx_p50", "approx_p95"] if dtype.is_numeric else [])
     + (["min", "max"] if dtype.is_numeric or dtype is DType.TIMESTAMP else [])
     for name, dtype in DTYPES.items()
 }

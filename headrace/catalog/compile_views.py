@@ -23,7 +23,7 @@ from headrace.catalog.definitions import Aggregation, BatchSource, Column, DType
 from headrace.catalog.feast_types import dtype_of_entity, dtype_of_feast, duration_us
 from headrace.catalog.schema import RESERVED_COLUMNS, can_cast, refuse_twice
 from headrace.errors import DefinitionError
-from headrace.windows.aggregates import output_dtype
+from headrace.windows.functions import output_dtype
 from headrace.windows.window import default_hop_us, format_duration
 
 __all__ = ["Compiler", "fingerprint"]
@@ -246,18 +246,19 @@ def _ttl_us(view: FeastView) -> int:
     return ttl_us
 
 
-def _declared(view: FeastView) -> tuple[Column, ...]:
+def _declared(view: FeastView, lists: bool = False) -> tuple[Column, ...]:
     """The features of the view's schema, in its order."""
     where = f"of view {view.name!r}"
     return tuple(
-        Column(field.name, dtype_of_feast(field.dtype, f"Feature {field.name!r} {where}")) for field in view.features
+        Column(field.name, dtype_of_feast(field.dtype, f"Feature {field.name!r} {where}", lists))
+        for field in view.features
     )
 
 
 def _check_declared(view: FeastView, compiled: tuple[Column, ...]) -> None:
     """Raises DefinitionError if the schema of a windowed view names what its aggregations do not give."""
     known = {column.name: column.dtype for column in compiled}
-    for column in _declared(view):
+    for column in _declared(view, lists=True):
         if column.name not in known:
             raise DefinitionError(
                 f"The schema of view {view.name!r} names its aggregations' features ({', '.join(known)}), "

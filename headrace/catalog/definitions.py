@@ -16,7 +16,7 @@ import orjson
 
 from headrace.dtypes import DType
 from headrace.errors import DataError, UnknownNameError
-from headrace.windows.aggregates import Aggregation
+from headrace.windows.functions import Aggregation
 
 __all__ = [
     "CATALOG_FORMAT",

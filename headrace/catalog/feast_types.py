@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from feast import ValueType
-from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 from headrace.catalog.definitions import DType
 from headrace.errors import DefinitionError
@@ -27,7 +27,7 @@ _KEYS = {DType.INT32: ValueType.INT32, DType.INT64: ValueType.INT64, DType.STRIN
 
 def feast_type(dtype: DType) -> FeastType:
     """The Feast type of a column of `dtype`."""
-    return _FEAST[dtype]
+    return Array(_FEAST[dtype.item]) if dtype.is_list else _FEAST[dtype]
 
 
 def value_type(dtype: DType) -> ValueType:
@@ -35,11 +35,16 @@ def value_type(dtype: DType) -> ValueType:
     return _KEYS[dtype]
 
 
-def dtype_of_feast(kind: Any, where: str) -> DType:
-    """Our type for a Feast type. Raises DefinitionError naming `where` for one that we do not support."""
+def dtype_of_feast(kind: Any, where: str, lists: bool = False) -> DType:
+    """Our type for a Feast type, an array only where `lists` allows it: windowed views compute them.
+
+    Raises DefinitionError naming `where` for one that we do not support.
+    """
     for dtype, known in _FEAST.items():
         if kind == known:
             return dtype
+        if lists and kind == Array(known):
+            return dtype.list_type
     names = ", ".join(str(known) for known in _FEAST.values())
     raise DefinitionError(f"{where} has Feast's type {kind}, which is not supported; use one of {names}.")
 

@@ -119,9 +119,17 @@ def sample_rows(columns: Sequence[Column]) -> dict[str, pa.Array]:
     """Eight rows without nulls, in which every column takes another run of its type's sample values."""
     shifts = [shift % N for shift in range(len(columns))]
     return {
-        column.name: pa.array(SAMPLES[column.dtype][shift:] + SAMPLES[column.dtype][:shift], arrow_type(column.dtype))
+        column.name: pa.array(values[shift:] + values[:shift], arrow_type(column.dtype))
         for shift, column in zip(shifts, columns, strict=True)
+        for values in [_samples(column.dtype)]
     }
+
+
+def _samples(dtype: DType) -> list[Any]:
+    if not dtype.is_list:
+        return SAMPLES[dtype]
+    items = SAMPLES[dtype.item]
+    return [items[: 1 + i % 3] for i in range(N)]
 
 
 def try_function(view: OnDemandView, columns: Sequence[Column]) -> list[str]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import FeatureView
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, unpack_header
 from headrace.stores.codec.rows import decode_rows, row_layout
-from headrace.stores.codec.tiles import decode_tiles, last_values, tile_layout
+from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.windows.aggregates import result_array, state_fields
+from headrace.windows.entries import list_of, read_entries
 from headrace.windows.suffix_tiles import read_rows
-from headrace.windows.window import tail_us
 
 __all__ = ["NOT_FOUND", "NULL_VALUE", "OUTSIDE_MAX_AGE", "PRESENT", "StepValues", "newest_us", "step_values"]
 
@@ -62,8 +62,9 @@ def _windowed(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> St
     states = {}
     columns = {}
     for agg in view.aggregations:
-        if agg.function == "last":
-            columns[agg.feature] = last_values(layout, tiles, agg.column, tail_us(t_us, agg.window_us, agg.hop_us))
+        listed = list_of(layout.lists, agg)
+        if listed is not None:
+            columns[agg.feature] = read_entries(layout.lists[listed], agg, tiles.entries[listed], t_us)
             continue
         number, window = groups[agg.hop_us], agg.window_us
         if (agg.hop_us, window) not in states:

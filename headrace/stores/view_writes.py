@@ -13,19 +13,10 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Catalog, FeatureView
 from headrace.stores.codec.header import ROWS, TILES, Header, pack_header, unpack_header
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_rows, row_layout
-from headrace.stores.codec.tiles import (
-    LAST,
-    PARTITION_SHIFT,
-    TileLayout,
-    Tiles,
-    decode_tiles,
-    encode_tiles,
-    string_columns,
-    tile_layout,
-    to_bits,
-)
+from headrace.stores.codec.tiles import TileLayout, Tiles, decode_tiles, encode_tiles, tile_layout
 from headrace.stores.keys import entity_prefix, group_keys, layout_field
 from headrace.stores.online import OnlineStore
+from headrace.windows.entries import Places, lift_entries, merge_entries
 from headrace.windows.suffix_tiles import drop_old, merge_rows, partial_rows
 
 __all__ = ["Arrived", "expiry_ms", "write_rows", "write_windows"]
@@ -38,7 +29,8 @@ _DAY_MS = 86_400_000
 class Arrived:
     """Events of one partition for one view, in position order, all arrays of n.
 
-    `columns` holds the source's columns; `stream` is 0 for the view's source, 1 for its direct writes.
+    `columns` holds the source's columns; `stream` is 0 for the view's source, 1 for its direct writes; `part` numbers
+    the rows that a transform made of one event, all 0 without one.
     """
 
     columns: Mapping[str, pa.Array]
@@ -47,6 +39,12 @@ class Arrived:
     index: Ints
     partition: int = 0
     stream: int = 0
+    part: Ints | None = None
+
+    @property
+    def place(self) -> Ints:
+        """The order of events of one entry: index x 2^16 + part."""
+        return (self.index << 16) + (0 if self.part is None else self.part)
 
     def take(self, chosen: Ints) -> Arrived:
         """The events by number."""
@@ -57,6 +55,7 @@ class Arrived:
             event_time_us=self.event_time_us[chosen],
             offset=self.offset[chosen],
             index=self.index[chosen],
+            part=None if self.part is None else self.part[chosen],
         )
 
 
@@ -110,9 +109,13 @@ def _merged_tiles(
     for group, before in zip(layout.groups, old.rows, strict=True):
         merged = merge_rows(before, partial_rows(group, keys, events.event_time_us, events.columns))
         rows.append(drop_old(group, merged, newest[merged.keys]))
-    last, text = _merged_last(layout, old, keys, events)
+    places = Places(np.full(len(keys), events.partition), events.offset, events.place)
+    entries = []
+    for held_list, known in zip(layout.lists, old.entries, strict=True):
+        delta = lift_entries(held_list, keys, events.event_time_us, events.columns, places)
+        entries.append(merge_entries(held_list, known, delta, newest))
     raised = _raised(headers, newest, keys, events)
-    blobs = encode_tiles(layout, [pack_header(header) for header in raised], Tiles(rows, last, text))
+    blobs = encode_tiles(layout, [pack_header(header) for header in raised], Tiles(rows, entries))
     return [blob if there else None for blob, there in zip(blobs, touched, strict=True)]
 
 
@@ -124,40 +127,6 @@ def _raised(headers: list[Header], newest: Ints, keys: Ints, events: Arrived) ->
         header if at < 0 else header.raised(int(newest[k]), place, (int(events.offset[at]), int(events.index[at])))
         for k, (header, at) in enumerate(zip(headers, final.tolist(), strict=True))
     ]
-
-
-def _merged_last(
-    layout: TileLayout, old: Tiles, keys: Ints, events: Arrived
-) -> tuple[NDArray[Any], dict[int, list[bytes]]]:
-    """The newer of the held and the arrived last value of every column, by (time, partition, offset, index)."""
-    last, text = old.last.copy(), {i: list(values) for i, values in old.text.items()}
-    for number, (name, dtype) in enumerate(layout.last):
-        column = events.columns[name]
-        given = np.flatnonzero(np.asarray(column.is_valid()))
-        given = given[np.lexsort((events.event_time_us[given], keys[given]))]
-        winners = given[np.r_[keys[given][1:] != keys[given][:-1], True]] if len(given) else given
-        cells = np.zeros(len(winners), LAST)
-        cells["present"] = 1 | events.partition << PARTITION_SHIFT
-        cells["index"], cells["offset"] = events.index[winners], events.offset[winners]
-        cells["time_us"] = events.event_time_us[winners]
-        cells["value"] = to_bits(column, dtype)[winners]
-        newer = _later(cells, last[keys[winners], number])
-        winners, cells = winners[newer], cells[newer]
-        last[keys[winners], number] = cells
-        if number in string_columns(layout):
-            values = column.take(pa.array(winners)).to_pylist()
-            for k, value in zip(keys[winners].tolist(), values, strict=True):
-                text[number][k] = value.encode()
-    return last, text
-
-
-def _later(new: NDArray[Any], held: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of `new` come after `held`; both are arrays of LAST."""
-    later: NDArray[np.bool_] = np.zeros(len(new), np.bool_)
-    for name in ("index", "offset", "present", "time_us"):
-        later = np.where(new[name] == held[name], later, new[name] > held[name])
-    absent: NDArray[np.bool_] = held["present"] & 1 == 0
-    return later | absent
 
 
 def write_rows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH) -> int:

@@ -1,14 +1,16 @@
-"""Aggregates as mergeable states: what each function keeps per tile (its IR), and what it makes of it.
+"""Mergeable state: what the aggregates keep per tile (their IR), how it merges, and what they make of it.
 
-An aggregate keeps a few state fields, each an int64 or float64 with a zero and a commutative, associative merge
-that is a NumPy ufunc. Functions of one column share fields: sum and mean keep one sum and one count. The same
-fields serve the online tiles (merged by `ufunc.reduceat` and suffix scans) and the offline kernel (merged by a
-tree), so both paths run the same arithmetic. `last` is ordered, not merged by a ufunc; it has no fields here.
+An aggregate keeps a few state fields, each int64 or float64. Functions of one column share fields: sum and mean
+keep one sum and one count. A merge is commutative and associative, over whole arrays: sums and extremes by a NumPy
+ufunc, mean and squared deviations by Chan's formula. The same fields serve the online tiles and the offline kernel,
+so both paths run the same arithmetic. Functions that need more than numbers keep entry lists (entries.py).
+
+Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American Statistician 37 (1983).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +20,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.dtypes import DType, arrow_type
-from headrace.errors import DefinitionError
+from headrace.windows.functions import Aggregation, parse_function
 
 __all__ = [
-    "FUNCTIONS",
-    "Aggregation",
+    "State",
     "StateField",
     "lift",
-    "merge_of",
-    "output_dtype",
+    "merge_states",
+    "reduce_runs",
     "result",
     "result_array",
     "state_fields",
-    "zero_of",
+    "take",
+    "values_array",
+    "zeros",
 ]
-
-FUNCTIONS = ("count", "sum", "mean", "min", "max", "last")
 
 Array = NDArray[Any]
 """int64 or float64."""
@@ -43,25 +44,14 @@ _LOW_BITS = 32
 _INT64 = np.iinfo(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregation:
-    """One windowed feature. `column` is `*` only for count; `window_us` None is the lifetime (`hop_us` 0)."""
-
-    feature: str
-    function: str
-    column: str
-    window_us: int | None
-    hop_us: int
-    input_dtype: DType
-    dtype: DType
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class StateField:
-    """One number of state. `kind` is rows, count, sum, high, low, min or max; `column` is `*` for rows.
+    """One number of state. `kind` is rows, count, sum, high, low, min, max, centre or spread; `column` is `*` for
+    rows.
 
     An integer sum is kept as the sum of the high and of the low 32 bits of its inputs, so that neither can
     overflow within 2^31 events and the exact total decides whether it fits an int64, in whatever order it grew.
+    `centre` and `spread` are the mean and the sum of squared deviations from it; they merge with their `count`.
     """
 
     kind: str
@@ -69,50 +59,29 @@ class StateField:
     is_float: bool
 
 
-def output_dtype(function: str, column: str, dtype: DType) -> DType:
-    """The type of `function` over a column of `dtype`.
-
-    Raises DefinitionError for an unknown function and for one that the type does not allow.
-    """
-    if function not in FUNCTIONS:
-        raise DefinitionError(f"There is no aggregation function {function!r}; choose one of {', '.join(FUNCTIONS)}.")
-    if column == "*" and function != "count":
-        raise DefinitionError(f"Only count takes '*', got {function} of '*'; name a column.")
-    if function in ("sum", "mean") and not dtype.is_numeric:
-        raise DefinitionError(f"{function} needs a numeric column, {column!r} is {dtype}; use count or last.")
-    if function in ("min", "max") and not (dtype.is_numeric or dtype is DType.TIMESTAMP):
-        raise DefinitionError(f"{function} needs a numeric or timestamp column, {column!r} is {dtype}; use last.")
-    if function == "count":
-        return DType.INT64
-    if function == "mean":
-        return DType.FLOAT64
-    if function == "sum":
-        return DType.INT64 if dtype.is_integer else DType.FLOAT64
-    return dtype
+State = Mapping[StateField, Array]
+"""Arrays of one length, one per field: the state of as many keys, tiles or events."""
 
 
 def state_fields(aggregation: Aggregation) -> tuple[StateField, ...]:
-    """The fields that `aggregation` reads, in no particular order; none for `last`."""
-    column, is_float = aggregation.column, aggregation.input_dtype.is_float
+    """The fields that `aggregation` reads; none for one that keeps an entry list."""
+    base, column = parse_function(aggregation.function).base, aggregation.column
+    is_float = aggregation.input_dtype.is_float
     count = StateField("rows" if column == "*" else "count", column, False)
-    if aggregation.function == "count":
+    if base == "count":
         return (count,)
-    if aggregation.function in ("sum", "mean"):
+    if base in ("sum", "mean"):
         if is_float:
             return (count, StateField("sum", column, True))
         return (count, StateField("high", column, False), StateField("low", column, False))
-    if aggregation.function in ("min", "max"):
-        return (count, StateField(aggregation.function, column, is_float))
+    if base in ("min", "max"):
+        return (count, StateField(base, column, is_float))
+    if base in ("var", "std"):
+        return (count, StateField("centre", column, True), StateField("spread", column, True))
     return ()
 
 
-def merge_of(field: StateField) -> np.ufunc:
-    """The merge: commutative, associative, with `zero_of(field)` as its neutral element."""
-    return {"min": np.minimum, "max": np.maximum}.get(field.kind, np.add)
-
-
-def zero_of(field: StateField) -> float | int:
-    """The state of no event."""
+def _zero(field: StateField) -> float | int:
     if field.kind == "min":
         return np.inf if field.is_float else int(_INT64.max)
     if field.kind == "max":
@@ -120,15 +89,65 @@ def zero_of(field: StateField) -> float | int:
     return 0.0 if field.is_float else 0
 
 
-def lift(field: StateField, columns: Mapping[str, pa.Array], n: int) -> Array:
-    """The state of each of `n` events alone, int64 or float64; a null input gives the zero."""
+def zeros(fields: Iterable[StateField], n: int) -> dict[StateField, Array]:
+    """The state of no event, n times."""
+    return {field: np.full(n, _zero(field), np.float64 if field.is_float else np.int64) for field in fields}
+
+
+def take(state: State, rows: Any) -> dict[StateField, Array]:
+    """The rows of every field, by number, mask or slice."""
+    return {field: values[rows] for field, values in state.items()}
+
+
+def merge_states(one: State, other: State) -> dict[StateField, Array]:
+    """Both together, element by element."""
+    merged: dict[StateField, Array] = {}
+    for field in one:
+        if field.kind in ("centre", "spread"):
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            merged[field] = _UFUNCS.get(field.kind, np.add)(one[field], other[field])
+    for field in one:
+        if field.kind == "centre":
+            merged |= _merge_deviations(field.column, one, other)
+    return merged
+
+
+_UFUNCS = {"min": np.minimum, "max": np.maximum}
+
+
+def _merge_deviations(column: str, one: State, other: State) -> dict[StateField, Array]:
+    count, centre, spread = _deviation_fields(column)
+    n1, n2 = one[count], other[count]
+    n = np.maximum(n1 + n2, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = other[centre] - one[centre]
+        mean = (n1 * one[centre] + n2 * other[centre]) / n
+        mean = np.where(n1 == 0, other[centre], np.where(n2 == 0, one[centre], mean))
+        both = one[spread] + other[spread] + delta * delta * (n1 * (n2 / n))
+        squares = np.where(n1 == 0, other[spread], np.where(n2 == 0, one[spread], both))
+    return {centre: mean, spread: squares}
+
+
+def _deviation_fields(column: str) -> tuple[StateField, StateField, StateField]:
+    return StateField("count", column, False), StateField("centre", column, True), StateField("spread", column, True)
+
+
+def lift(fields: Iterable[StateField], columns: Mapping[str, pa.Array], n: int) -> dict[StateField, Array]:
+    """The state of each of `n` events alone; a null input gives the zero."""
+    return {field: _lift(field, columns, n) for field in fields}
+
+
+def _lift(field: StateField, columns: Mapping[str, pa.Array], n: int) -> Array:
     if field.kind == "rows":
         return np.ones(n, np.int64)
     column = columns[field.column]
     if field.kind == "count":
         valid: Array = np.asarray(pc.is_valid(column)).astype(np.int64)
         return valid
-    values = numbers(column, field.is_float, zero_of(field))
+    if field.kind == "spread":
+        return np.zeros(n, np.float64)
+    values = numbers(column, field.is_float, _zero(field))
     if field.kind == "high":
         return values >> _LOW_BITS
     if field.kind == "low":
@@ -137,24 +156,53 @@ def lift(field: StateField, columns: Mapping[str, pa.Array], n: int) -> Array:
 
 
 def numbers(column: pa.Array, as_float: bool, fill: float | int) -> Array:
-    """A numeric or timestamp column as float64 or int64, nulls as `fill`."""
+    """A numeric, bool or timestamp column as float64 or int64, nulls as `fill`."""
     target = pa.float64() if as_float else pa.int64()
-    plain = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-    filled = pc.fill_null(plain.cast(target), pa.scalar(fill, target)) if plain.null_count else plain.cast(target)
+    plain = column.cast(target, safe=not (as_float and pa.types.is_integer(column.type)))
+    filled = pc.fill_null(plain, pa.scalar(fill, target)) if plain.null_count else plain
     values: Array = np.asarray(filled)
     return values
 
 
-def result(aggregation: Aggregation, state: Mapping[StateField, Array]) -> tuple[Array, Valid]:
+def reduce_runs(state: State, starts: Array) -> dict[StateField, Array]:
+    """Each run of rows merged into one: rows from one of `starts` (rising, the first 0) to the next."""
+    if not len(starts):
+        return take(state, slice(0, 0))
+    reduced: dict[StateField, Array] = {}
+    for field, values in state.items():
+        if field.kind not in ("centre", "spread"):
+            with np.errstate(over="ignore", invalid="ignore"):
+                reduced[field] = _UFUNCS.get(field.kind, np.add).reduceat(values, starts)
+    for field in state:
+        if field.kind == "centre":
+            reduced |= _reduce_deviations(field.column, state, starts, reduced)
+    return reduced
+
+
+def _reduce_deviations(
+    column: str, state: State, starts: Array, reduced: Mapping[StateField, Array]
+) -> dict[StateField, Array]:
+    count, centre, spread = _deviation_fields(column)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weighted = np.add.reduceat(state[centre] * state[count], starts)
+        mean = weighted / np.maximum(reduced[count], 1)
+        runs = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(state[count])]))
+        away = state[centre] - mean[runs]
+        squares = np.add.reduceat(state[spread] + state[count] * away * away, starts)
+    return {centre: mean, spread: squares}
+
+
+def result(aggregation: Aggregation, state: State) -> tuple[Array, Valid]:
     """The values (float64, or int64 for integers and timestamps) and which of them are not null.
 
-    `state` maps the fields of `state_fields(aggregation)` to arrays of one length.
+    `state` holds the fields of `state_fields(aggregation)`, maybe others.
     """
     fields = {field.kind: state[field] for field in state_fields(aggregation)}
     count = fields["rows"] if "rows" in fields else fields["count"]
-    if aggregation.function == "count":
+    base = parse_function(aggregation.function).base
+    if base == "count":
         return count, np.ones(len(count), np.bool_)
-    return _RESULTS[aggregation.function](fields, count)
+    return _RESULTS[base](fields, count)
 
 
 def _sum(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:
@@ -168,10 +216,19 @@ def _sum(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:
 
 
 def _mean(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:
-    seen = count > 0
     total = fields["sum"] if "sum" in fields else fields["high"] * float(1 << _LOW_BITS) + fields["low"]
     values = total / np.maximum(count, 1)
-    return values, seen & np.isfinite(values)
+    return values, (count > 0) & np.isfinite(values)
+
+
+def _variance(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:
+    values = fields["spread"] / np.maximum(count - 1, 1)
+    return values, (count > 1) & np.isfinite(values)
+
+
+def _deviation(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:
+    values, valid = _variance(fields, count)
+    return np.sqrt(values), valid
 
 
 def _extreme(kind: str) -> Callable[[Mapping[str, Array], Array], tuple[Array, Valid]]:
@@ -181,13 +238,24 @@ def _extreme(kind: str) -> Callable[[Mapping[str, Array], Array], tuple[Array, V
     return extreme
 
 
-_RESULTS = {"sum": _sum, "mean": _mean, "min": _extreme("min"), "max": _extreme("max")}
+_RESULTS = {
+    "sum": _sum,
+    "mean": _mean,
+    "min": _extreme("min"),
+    "max": _extreme("max"),
+    "var": _variance,
+    "std": _deviation,
+}
 
 
-def result_array(aggregation: Aggregation, state: Mapping[StateField, Array]) -> pa.Array:
+def result_array(aggregation: Aggregation, state: State) -> pa.Array:
     """`result` as a column of the declared type, nulls as nulls."""
-    values, valid = result(aggregation, state)
+    return values_array(*result(aggregation, state), aggregation.dtype)
+
+
+def values_array(values: Array, valid: Valid, dtype: DType) -> pa.Array:
+    """Numbers (float64 or int64; timestamps and bools as int64) as a column of a plain type."""
     column = pa.array(values, mask=~valid)
-    if aggregation.dtype is DType.TIMESTAMP:
-        return column.cast(pa.timestamp("us")).cast(arrow_type(DType.TIMESTAMP))
-    return column.cast(arrow_type(aggregation.dtype), safe=False)
+    if dtype is DType.TIMESTAMP:
+        return column.cast(pa.timestamp("us")).cast(arrow_type(dtype))
+    return column.cast(arrow_type(dtype), safe=False)

@@ -7,29 +7,24 @@ and a float sum errs by its own events only, never by its neighbours'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.dtypes import arrow_type
-from headrace.windows.aggregates import (
-    Aggregation,
-    Array,
-    StateField,
-    lift,
-    merge_of,
-    result_array,
-    state_fields,
-    zero_of,
-)
+from headrace.windows import sketches
+from headrace.windows.aggregates import State, lift, merge_states, numbers, result_array, state_fields, take, zeros
+from headrace.windows.entries import distinct_column, grouped_column, percentile_column, registers_column
+from headrace.windows.functions import Aggregation, parse_function
 from headrace.windows.window import tail_us
 
 __all__ = ["aggregate_windows", "latest_rows", "range_merge"]
 
 Ints = NDArray[np.int64]
+
+CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,51 +79,99 @@ def _one_window(
     columns: Mapping[str, pa.Array], n: int, tails: Ints, heads: Ints, aggregations: Sequence[Aggregation]
 ) -> dict[str, pa.Array]:
     fields = {field for agg in aggregations for field in state_fields(agg)}
-    state: dict[StateField, Array] = {
-        field: range_merge(lift(field, columns, n), tails, heads, merge_of(field), zero_of(field)) for field in fields
-    }
+    state = range_merge(lift(fields, columns, n), tails, heads)
     return {
         agg.feature: (
-            _last(columns[agg.column], tails, heads).cast(arrow_type(agg.dtype))
-            if agg.function == "last"
-            else result_array(agg, state)
+            result_array(agg, state) if state_fields(agg) else _listed(agg, columns[agg.column], tails, heads)
         )
         for agg in aggregations
     }
 
 
-def range_merge(values: Array, lo: Ints, hi: Ints, merge: np.ufunc, zero: float | int) -> Array:
-    """`merge` over `values[lo:hi]` for every pair of bounds; `zero` where the slice is empty.
+def range_merge(state: State, lo: Ints, hi: Ints) -> State:
+    """The merge of the rows `lo` to `hi - 1` of `state` for every pair of bounds; the zero where there are none.
 
     Climbs a binary tree of partial merges from the leaves (as in a bottom-up segment tree): at each level a bound
     that cuts a pair takes its half by itself.
     """
-    out = np.full(len(lo), zero, values.dtype)
-    level, lo, hi = values, lo.copy(), np.maximum(lo, hi)
+    out = zeros(state, len(lo))
+    level, lo, hi = state, lo.copy(), np.maximum(lo, hi)
     active = np.flatnonzero(lo < hi)
     while len(active):
         left = active[lo[active] % 2 == 1]
-        out[left] = merge(out[left], level[lo[left]])
+        _merge_into(out, left, take(level, lo[left]))
         lo[left] += 1
         right = active[(hi[active] % 2 == 1) & (lo[active] < hi[active])]
         hi[right] -= 1
-        out[right] = merge(out[right], level[hi[right]])
+        _merge_into(out, right, take(level, hi[right]))
         lo[active] >>= 1
         hi[active] >>= 1
         active = active[lo[active] < hi[active]]
-        level = merge(level[0::2][: len(level) // 2], level[1::2])
+        pairs = min((len(values) // 2 for values in level.values()), default=0)
+        level = merge_states(take(level, slice(0, 2 * pairs, 2)), take(level, slice(1, 2 * pairs, 2)))
     return out
 
 
-def _last(column: pa.Array, tails: Ints, heads: Ints) -> pa.Array:
-    """The newest non-null value of every slice, null where there is none."""
-    if len(column) == 0:
-        return pa.nulls(len(heads), column.type)
-    here = np.arange(len(column))
-    newest = np.maximum.accumulate(np.where(np.asarray(column.is_valid()), here, -1))
-    found = np.where(heads > 0, newest[np.maximum(heads - 1, 0)], -1)
-    inside = (found >= tails) & (heads > tails)
-    return column.take(pa.array(np.where(inside, found, 0), mask=~inside))
+def _merge_into(out: State, rows: Ints, other: State) -> None:
+    for field, values in merge_states(take(out, rows), other).items():
+        out[field][rows] = values
+
+
+def _listed(agg: Aggregation, column: pa.Array, tails: Ints, heads: Ints) -> pa.Array:
+    """A function that reads the values themselves, nulls left out."""
+    valid = np.asarray(column.is_valid()).astype(np.bool_)
+    rank = np.r_[0, np.cumsum(valid)]
+    lo, hi = rank[tails], np.maximum(rank[heads], rank[tails])
+    given = column.filter(pa.array(valid))
+    function = parse_function(agg.function)
+    if function.base in ("last", "last_n"):
+        lo = np.maximum(lo, hi - function.n)
+    elif function.base in ("first", "first_n"):
+        hi = np.minimum(hi, lo + function.n)
+    else:
+        return pa.concat_arrays([_COUNTED[function.base](given, a, b, function.n) for a, b in _chunks(lo, hi)])
+    return grouped_column(given.take(pa.array(_between(lo, hi))), hi - lo, agg.dtype)
+
+
+def _between(lo: Ints, hi: Ints) -> Ints:
+    """The numbers from each `lo` to its `hi` - 1, one range after another."""
+    sizes = hi - lo
+    starts = np.cumsum(sizes) - sizes
+    return np.repeat(lo - starts, sizes) + np.arange(int(sizes.sum()))
+
+
+def _chunks(lo: Ints, hi: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """The bounds in parts that span about CHUNK values each."""
+    part = np.cumsum(hi - lo) // CHUNK
+    cuts = np.r_[0, np.flatnonzero(np.diff(part)) + 1, len(lo)]
+    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        yield lo[start:stop], hi[start:stop]
+
+
+def _distinct(given: pa.Array, lo: Ints, hi: Ints, bound: int) -> pa.Array:
+    """A value counts once: where its previous occurrence lies before the window."""
+    bits = sketches.value_bits(given)
+    order = np.argsort(bits, kind="stable")
+    previous = np.full(len(bits), -1, np.int64)
+    same = bits[order][1:] == bits[order][:-1]
+    previous[order[1:][same]] = order[:-1][same]
+    rows, labels = _between(lo, hi), np.repeat(np.arange(len(lo)), hi - lo)
+    return distinct_column(np.bincount(labels[previous[rows] < lo[labels]], minlength=len(lo)), bound)
+
+
+def _approx_distinct(given: pa.Array, lo: Ints, hi: Ints, n: int) -> pa.Array:
+    register, rank = sketches.registers(sketches.value_bits(given))
+    rows, labels = _between(lo, hi), np.repeat(np.arange(len(lo)), hi - lo)
+    return registers_column(labels, register[rows], rank[rows], len(lo))
+
+
+def _percentile(given: pa.Array, lo: Ints, hi: Ints, percent: int) -> pa.Array:
+    bucket = sketches.buckets(numbers(given, True, 0.0))
+    rows, labels = _between(lo, hi), np.repeat(np.arange(len(lo)), hi - lo)
+    return percentile_column(labels, bucket[rows], np.ones(len(rows), np.int64), len(lo), percent)
+
+
+_COUNTED = {"count_distinct": _distinct, "approx_count_distinct": _approx_distinct, "approx_percentile": _percentile}
 
 
 def latest_rows(keys: Ints, times_us: Ints, label_keys: Ints, label_times_us: Ints) -> Ints:

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.windows.aggregates import Aggregation, Array, StateField, lift, merge_of, state_fields, zero_of
+from headrace.windows.aggregates import State, StateField, lift, merge_states, reduce_runs, state_fields, take, zeros
+from headrace.windows.functions import Aggregation
 from headrace.windows.window import BEGINNING_US, tail_us, tiles_of
 
 __all__ = [
@@ -67,22 +68,20 @@ class TileRows:
 
     keys: Ints
     tiles: Ints
-    state: Mapping[StateField, Array]
+    state: State
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def where(self, chosen: NDArray[np.bool_]) -> TileRows:
         """The rows that `chosen` (n bools) marks."""
-        return TileRows(self.keys[chosen], self.tiles[chosen], {f: s[chosen] for f, s in self.state.items()})
+        return TileRows(self.keys[chosen], self.tiles[chosen], take(self.state, chosen))
 
 
 def empty_rows(group: TileGroup) -> TileRows:
     """No rows at all."""
     none = np.empty(0, np.int64)
-    return TileRows(
-        none, none, {field: np.empty(0, np.float64 if field.is_float else np.int64) for field in group.fields}
-    )
+    return TileRows(none, none, zeros(group.fields, 0))
 
 
 def partial_rows(group: TileGroup, keys: Ints, times_us: Ints, columns: Mapping[str, pa.Array]) -> TileRows:
@@ -97,13 +96,8 @@ def partial_rows(group: TileGroup, keys: Ints, times_us: Ints, columns: Mapping[
     keys, tiles = keys[order], tiles[order]
     starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (tiles[1:] != tiles[:-1])])
     row_keys = keys[starts]
-    last_of_key = _last_of_run(row_keys)
-    state = {}
-    for field in group.fields:
-        merge = merge_of(field)
-        lifted = lift(field, columns, len(keys))[order]
-        state[field] = _suffix_scan(merge.reduceat(lifted, starts), last_of_key, merge)
-    return TileRows(row_keys, tiles[starts], state)
+    state = reduce_runs(take(lift(group.fields, columns, len(keys)), order), starts)
+    return TileRows(row_keys, tiles[starts], _suffix_scan(state, _last_of_run(row_keys)))
 
 
 def _last_of_run(keys: Ints) -> Ints:
@@ -112,16 +106,18 @@ def _last_of_run(keys: Ints) -> Ints:
     return ends
 
 
-def _suffix_scan(values: Array, last_of_key: Ints, merge: np.ufunc) -> Array:
+def _suffix_scan(state: State, last_of_key: Ints) -> State:
     """Every row merged with all later rows of its key, by doubling steps."""
-    out, step, here = values, 1, np.arange(len(values))
+    step, here = 1, np.arange(len(last_of_key))
     while True:
         joined = np.flatnonzero(here + step <= last_of_key)
         if not len(joined):
-            return out
-        grown = out.copy()
-        grown[joined] = merge(out[joined], out[joined + step])
-        out, step = grown, step * 2
+            return state
+        merged = merge_states(take(state, joined), take(state, joined + step))
+        grown = {field: values.copy() for field, values in state.items()}
+        for field, values in merged.items():
+            grown[field][joined] = values
+        state, step = grown, step * 2
 
 
 def merge_rows(old: TileRows, delta: TileRows) -> TileRows:
@@ -135,21 +131,19 @@ def merge_rows(old: TileRows, delta: TileRows) -> TileRows:
     places, first = np.unique(np.concatenate([old_at, delta_at]), return_index=True)
     keys = np.concatenate([old.keys, delta.keys])[first]
     tiles = np.concatenate([old.tiles, delta.tiles])[first]
-    old_state = _first_at(old, old_at, keys, places)
-    delta_state = _first_at(delta, delta_at, keys, places)
-    return TileRows(keys, tiles, {f: merge_of(f)(old_state[f], delta_state[f]) for f in delta.state})
+    merged = merge_states(_first_at(old, old_at, keys, places), _first_at(delta, delta_at, keys, places))
+    return TileRows(keys, tiles, merged)
 
 
-def _first_at(rows: TileRows, row_at: Ints, keys: Ints, places: Ints) -> dict[StateField, Array]:
+def _first_at(rows: TileRows, row_at: Ints, keys: Ints, places: Ints) -> State:
     """The state of each key's first row at or after each place, the zero where it has none."""
+    nothing = zeros(rows.state, len(keys))
+    if not len(rows):
+        return nothing
     found = np.searchsorted(row_at, places)
-    inside = np.minimum(found, max(len(rows) - 1, 0))
-    has = (found < len(rows)) & (rows.keys[inside] == keys) if len(rows) else np.zeros(len(keys), np.bool_)
-    return {f: np.where(has, s[inside], zero_of(f)) if len(s) else _zeros(f, len(keys)) for f, s in rows.state.items()}
-
-
-def _zeros(field: StateField, n: int) -> Array:
-    return np.full(n, zero_of(field), np.float64 if field.is_float else np.int64)
+    inside = np.minimum(found, len(rows) - 1)
+    has = (found < len(rows)) & (rows.keys[inside] == keys)
+    return {field: np.where(has, values[inside], nothing[field]) for field, values in rows.state.items()}
 
 
 def drop_old(group: TileGroup, rows: TileRows, newest_us: Ints) -> TileRows:
@@ -164,9 +158,7 @@ def drop_old(group: TileGroup, rows: TileRows, newest_us: Ints) -> TileRows:
     return rows.where(rows.tiles >= oldest)
 
 
-def read_rows(
-    group: TileGroup, rows: TileRows, keys: Ints, t_us: Ints, window_us: int | None
-) -> dict[StateField, Array]:
+def read_rows(group: TileGroup, rows: TileRows, keys: Ints, t_us: Ints, window_us: int | None) -> State:
     """The state of `window_us` for each of `keys` at its `t_us` (both int64 of n); the zero where it is empty."""
     tails = tail_us(t_us, window_us, group.hop_us)
     tiles = np.full_like(t_us, BEGINNING_US) if window_us is None else tiles_of(tails, group.hop_us)

@@ -109,6 +109,8 @@ def check_rows(
 def typed(name: str, value: Any) -> Any:
     """A value of a JSON reply as the oracle has it."""
     is_time = "moment" in name and "count" not in name
+    if isinstance(value, list):
+        return [typed(name, item) for item in value]
     return micros(value) if is_time and value is not None else value
 
 

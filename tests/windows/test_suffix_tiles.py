@@ -8,7 +8,8 @@ from naive import NaiveEvent, agree, magnitude, window_value
 from strategies import DTYPES, EVERY, aggregation, events, times_us
 
 from headrace.dtypes import arrow_type
-from headrace.windows.aggregates import Aggregation, result_array, state_fields
+from headrace.windows.aggregates import result_array, state_fields
+from headrace.windows.functions import Aggregation
 from headrace.windows.suffix_tiles import (
     TileGroup,
     TileRows,
@@ -20,7 +21,7 @@ from headrace.windows.suffix_tiles import (
     tile_groups,
 )
 
-TILED = [agg for agg in EVERY if agg.function != "last"]
+TILED = [agg for agg in EVERY if state_fields(agg)]
 
 
 def partial(group: TileGroup, batch: list[NaiveEvent]) -> TileRows:

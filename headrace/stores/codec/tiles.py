@@ -1,11 +1,10 @@
 """The bytes of a windowed view's value.
 
 After the header, little-endian:
-    u32  for every tile group: its number of rows
-    per `last` column, 32 bytes: u32 present, u32 index, i64 offset, i64 time in microseconds, i64 value
-         (the partition stands in the upper 16 bits of `present`; a string's value is its length in bytes)
-    per tile group, per row: i64 tile, then one 8-byte state per field in the group's order
-    the strings of the `last` columns, in order
+    u32  for every tile group, then for every entry list: its number of rows
+    per tile group, per row: i64 tile, then one 8-byte state per field, in the group's order
+    per entry list, per row: one i64 per column of its kind (windows/entries.py), in their order
+    per list of strings: their bytes, one after another; a string's `value` is its length
 """
 
 from __future__ import annotations
@@ -16,45 +15,32 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Aggregation, FeatureView
-from headrace.dtypes import DType, arrow_type
 from headrace.stores.codec.header import header_size
+from headrace.windows.entries import COLUMNS, EntryList, EntryRows, empty_entries, entry_lists
 from headrace.windows.suffix_tiles import TileGroup, TileRows, empty_rows, tile_groups
 
-__all__ = [
-    "LAST",
-    "TileLayout",
-    "Tiles",
-    "decode_tiles",
-    "encode_tiles",
-    "last_values",
-    "string_columns",
-    "tile_layout",
-    "to_bits",
-]
+__all__ = ["TileLayout", "Tiles", "decode_tiles", "encode_tiles", "tile_layout"]
 
 Ints = NDArray[np.int64]
-
-LAST = np.dtype([("present", "<u4"), ("index", "<u4"), ("offset", "<i8"), ("time_us", "<i8"), ("value", "<i8")])
-PARTITION_SHIFT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
-    """What a windowed view's value holds: its tile groups and the columns whose last value it keeps."""
+    """What a windowed view's value holds; `widths` are the bytes of a row of each group, then of each list."""
 
     groups: tuple[TileGroup, ...]
-    last: tuple[tuple[str, DType], ...]
+    lists: tuple[EntryList, ...]
+    widths: tuple[int, ...]
 
 
 @lru_cache(maxsize=1_024)
 def _layout(aggregations: tuple[Aggregation, ...]) -> TileLayout:
-    last = {agg.column: agg.input_dtype for agg in aggregations if agg.function == "last"}
-    return TileLayout(tile_groups(aggregations), tuple(sorted(last.items())))
+    groups, lists = tile_groups(aggregations), entry_lists(aggregations)
+    widths = [8 * (1 + len(group.fields)) for group in groups] + [8 * len(COLUMNS[held.kind]) for held in lists]
+    return TileLayout(groups, lists, tuple(widths))
 
 
 def tile_layout(view: FeatureView) -> TileLayout:
@@ -64,122 +50,111 @@ def tile_layout(view: FeatureView) -> TileLayout:
 
 @dataclass(slots=True)
 class Tiles:
-    """The values of n keys: tile rows by group (keys are 0 .. n-1), `last` as (n, columns) of LAST.
-
-    `text` holds the strings of `last`'s string columns, n of each, by column number.
-    """
+    """The values of n keys, numbered 0 to n - 1 in all of them."""
 
     rows: list[TileRows]
-    last: NDArray[Any]
-    text: dict[int, list[bytes]]
-
-
-def string_columns(layout: TileLayout) -> list[int]:
-    return [i for i, (_, dtype) in enumerate(layout.last) if dtype is DType.STRING]
+    entries: list[EntryRows]
 
 
 def decode_tiles(layout: TileLayout, blobs: Sequence[bytes | None]) -> Tiles:
     """The values of `blobs` as arrays; None is the value of no event."""
-    n, n_groups, last_bytes = len(blobs), len(layout.groups), LAST.itemsize * len(layout.last)
-    counts = np.zeros((n, n_groups), np.int64)
-    parts: list[list[bytes]] = [[] for _ in layout.groups]
-    lasts, text = [], {i: [b""] * n for i in string_columns(layout)}
+    n_parts = len(layout.widths)
+    parts: list[list[bytes]] = [[] for _ in layout.widths]
+    counts, tails = np.zeros((len(blobs), n_parts), np.int64), []
     for k, blob in enumerate(blobs):
         if blob is None:
-            lasts.append(bytes(last_bytes))
+            tails.append(b"")
             continue
         at = header_size(blob)
-        counts[k] = np.frombuffer(blob, "<u4", n_groups, at)
-        at += 4 * n_groups
-        lasts.append(blob[at : at + last_bytes])
-        at += last_bytes
-        for g, group in enumerate(layout.groups):
-            size = int(counts[k, g]) * _row_bytes(group)
-            parts[g].append(blob[at : at + size])
-            at += size
-        _cut_text(text, lasts[-1], blob, at, k)
-    last = np.frombuffer(b"".join(lasts), LAST).reshape(n, len(layout.last))
-    rows = [_rows(group, b"".join(parts[g]), counts[:, g]) for g, group in enumerate(layout.groups)]
-    return Tiles(rows, last, text)
+        sizes = np.frombuffer(blob, "<u4", n_parts, at).tolist()
+        counts[k] = sizes
+        at += 4 * n_parts
+        for part, size, width in zip(parts, sizes, layout.widths, strict=True):
+            part.append(blob[at : at + size * width])
+            at += size * width
+        tails.append(blob[at:])
+    matrices = [_matrix(b"".join(part), width) for part, width in zip(parts, layout.widths, strict=True)]
+    numbers = [np.repeat(np.arange(len(blobs)), counts[:, i]) for i in range(n_parts)]
+    n_groups = len(layout.groups)
+    groups = zip(layout.groups, numbers[:n_groups], matrices[:n_groups], strict=True)
+    lists = zip(layout.lists, numbers[n_groups:], matrices[n_groups:], strict=True)
+    entries = [_entries(*part) for part in lists]
+    _cut_texts(layout, entries, tails)
+    return Tiles([_rows(*part) for part in groups], entries)
 
 
-def _row_bytes(group: TileGroup) -> int:
-    return 8 * (1 + len(group.fields))
+def _matrix(data: bytes, width: int) -> Ints:
+    """Rows of 8-byte numbers as columns, each contiguous."""
+    return np.frombuffer(data, "<i8").reshape(-1, width // 8).T.copy()
 
 
-def _cut_text(text: dict[int, list[bytes]], last: bytes, blob: bytes, at: int, k: int) -> None:
-    if text:
-        lengths = np.frombuffer(last, LAST)["value"]
-        for i, values in text.items():
-            values[k] = blob[at : at + int(lengths[i])]
-            at += int(lengths[i])
-
-
-def _rows(group: TileGroup, data: bytes, counts: Ints) -> TileRows:
-    if not data:
+def _rows(group: TileGroup, keys: Ints, matrix: Ints) -> TileRows:
+    if not len(keys):
         return empty_rows(group)
-    matrix = np.frombuffer(data, "<i8").reshape(-1, 1 + len(group.fields)).T.copy()
-    state = {f: matrix[1 + i].view(np.float64) if f.is_float else matrix[1 + i] for i, f in enumerate(group.fields)}
-    return TileRows(np.repeat(np.arange(len(counts)), counts), matrix[0], state)
+    fields = enumerate(group.fields, 1)
+    state = {field: matrix[i].view(np.float64) if field.is_float else matrix[i] for i, field in fields}
+    return TileRows(keys, matrix[0], state)
+
+
+def _entries(held: EntryList, keys: Ints, matrix: Ints) -> EntryRows:
+    if not len(keys):
+        return empty_entries(held)
+    text = np.empty(len(keys), object) if held.has_text else None
+    return EntryRows(keys, dict(zip(COLUMNS[held.kind], matrix, strict=True)), text)
+
+
+def _cut_texts(layout: TileLayout, entries: Sequence[EntryRows], tails: Sequence[bytes]) -> None:
+    """Fills in the strings: each key's tail holds those of the first list, then those of the next."""
+    done = [0] * len(tails)
+    for held, rows in zip(layout.lists, entries, strict=True):
+        if not held.has_text or rows.text is None:
+            continue
+        for i, (key, size) in enumerate(zip(rows.keys.tolist(), rows.columns["value"].tolist(), strict=True)):
+            rows.text[i] = tails[key][done[key] : done[key] + size]
+            done[key] += size
 
 
 def encode_tiles(layout: TileLayout, headers: Sequence[bytes], tiles: Tiles) -> list[bytes]:
     """One value per header."""
     n = len(headers)
-    bounds = [np.searchsorted(rows.keys, np.arange(n + 1)) for rows in tiles.rows]
+    every: list[TileRows | EntryRows] = [*tiles.rows, *tiles.entries]
+    bounds = [np.searchsorted(part.keys, np.arange(n + 1)) for part in every]
     counts = np.array([np.diff(bound) for bound in bounds], "<u4").reshape(len(bounds), n).T.tobytes()
-    data = [_matrix(group, rows) for group, rows in zip(layout.groups, tiles.rows, strict=True)]
-    sizes = [_row_bytes(group) for group in layout.groups]
-    cuts = [(bound * size).tolist() for bound, size in zip(bounds, sizes, strict=True)]
-    last, last_bytes, count_bytes = tiles.last.tobytes(), LAST.itemsize * len(layout.last), 4 * len(layout.groups)
+    data = [_group_bytes(*pair) for pair in zip(layout.groups, tiles.rows, strict=True)]
+    data += [_list_bytes(*pair) for pair in zip(layout.lists, tiles.entries, strict=True)]
+    cuts = [(bound * width).tolist() for bound, width in zip(bounds, layout.widths, strict=True)]
+    tails = _texts(layout, tiles.entries, bounds[len(layout.groups) :], n)
+    size = 4 * len(every)
     return [
         b"".join(
             [
                 header,
-                counts[k * count_bytes : (k + 1) * count_bytes],
-                last[k * last_bytes : (k + 1) * last_bytes],
+                counts[k * size : (k + 1) * size],
                 *[part[cut[k] : cut[k + 1]] for part, cut in zip(data, cuts, strict=True)],
-                *[values[k] for values in tiles.text.values()],
+                tails[k],
             ]
         )
         for k, header in enumerate(headers)
     ]
 
 
-def _matrix(group: TileGroup, rows: TileRows) -> bytes:
-    columns = [rows.tiles, *[rows.state[field].view(np.int64) for field in group.fields]]
+def _group_bytes(group: TileGroup, rows: TileRows) -> bytes:
+    return _packed([rows.tiles, *[rows.state[field].view(np.int64) for field in group.fields]])
+
+
+def _list_bytes(held: EntryList, rows: EntryRows) -> bytes:
+    return _packed([rows.columns[name] for name in COLUMNS[held.kind]])
+
+
+def _packed(columns: Sequence[NDArray[Any]]) -> bytes:
     return np.stack(columns, axis=1).astype("<i8", copy=False).tobytes()
 
 
-def last_values(layout: TileLayout, tiles: Tiles, column: str, tails_us: Ints) -> pa.Array:
-    """The last value of `column` for every key, null where there is none at or after its tail."""
-    number = [name for name, _ in layout.last].index(column)
-    dtype = layout.last[number][1]
-    cell = tiles.last[:, number]
-    absent = (cell["present"] & 1 == 0) | (cell["time_us"] < tails_us)
-    if dtype is DType.STRING:
-        held = [None if gone else text.decode() for gone, text in zip(absent, tiles.text[number], strict=True)]
-        return pa.array(held, pa.string())
-    return from_bits(cell["value"], absent, dtype)
-
-
-def from_bits(bits: NDArray[Any], absent: NDArray[np.bool_], dtype: DType) -> pa.Array:
-    """8-byte values as a column: floats by their bits, all else as integers."""
-    plain = np.ascontiguousarray(bits).astype(np.int64, copy=False)
-    if dtype.is_float:
-        return pa.array(plain.view(np.float64), mask=absent).cast(arrow_type(dtype), safe=False)
-    column = pa.array(plain, mask=absent)
-    if dtype is DType.TIMESTAMP:
-        return column.cast(pa.timestamp("us")).cast(arrow_type(dtype))
-    return column.cast(arrow_type(dtype), safe=False)
-
-
-def to_bits(column: pa.Array, dtype: DType) -> Ints:
-    """The inverse of `from_bits`; nulls as 0. Strings give their length in bytes."""
-    if dtype is DType.STRING:
-        bits: Ints = np.asarray(pc.binary_length(column).fill_null(0)).astype(np.int64)
-        return bits
-    if dtype.is_float:
-        return np.asarray(column.cast(pa.float64()).fill_null(0.0)).view(np.int64)
-    plain = column.cast(pa.timestamp("us", "UTC")) if dtype is DType.TIMESTAMP else column
-    return np.asarray(plain.cast(pa.int64()).fill_null(0)).astype(np.int64, copy=False)
+def _texts(layout: TileLayout, entries: Sequence[EntryRows], bounds: Sequence[Ints], n: int) -> list[bytes]:
+    tails = [b""] * n
+    for held, rows, bound in zip(layout.lists, entries, bounds, strict=True):
+        if held.has_text and rows.text is not None:
+            for k, (start, stop) in enumerate(zip(bound[:-1].tolist(), bound[1:].tolist(), strict=True)):
+                if stop > start:
+                    tails[k] += b"".join(rows.text[start:stop].tolist())
+    return tails
