@@ -9,7 +9,8 @@ HeadraceError
 ├── DataError            a file or table that cannot be read as asked
 ├── UnavailableError     a part that is down or not ready: HTTP 503
 │   └── StreamFullError      the stream's budget is used up: HTTP 503 with Retry-After
-└── StoreLostError       the store is behind what was seen before: start again from the markers
+├── StoreLostError       the store is behind what was seen before: start again from the markers
+└── StaleCatalogError    an entry was written by a newer catalog than this process reads: load it
 """
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "HeadraceError",
     "RequestError",
     "SettingsError",
+    "StaleCatalogError",
     "StoreLostError",
     "StreamFullError",
     "UnavailableError",
@@ -68,3 +70,7 @@ class StreamFullError(UnavailableError):
 
 class StoreLostError(HeadraceError):
     """The store holds less than this process has seen in it."""
+
+
+class StaleCatalogError(HeadraceError):
+    """This process works by an older catalog than the stream's producers."""

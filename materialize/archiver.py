@@ -189,6 +189,9 @@ class Archiver:
         count = max(1, min(READ_ENTRIES, FLUSH_EVENTS // size))
         after = {place: lane.read_to for place, lane in open_lanes.items()}
         found = self._stream.read(after, count, block_ms) if block_ms else self._read_now(after, count)
+        if any(entry.catalog > self._catalog.version for entries in found.values() for entry in entries):
+            self._reload_catalog()  # an entry is read by a catalog that knows what its producer knew
+            return 0
         for place, entries in found.items():
             lane = open_lanes[place]
             batch = parse_entries(lane.source, lane.partition, entries, self._catalog.clock, lane.watermark_us)

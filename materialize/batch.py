@@ -20,6 +20,7 @@ from headrace.stores.batch_files import BatchRows, read_batch_rows
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.codec.rows import BATCH
 from headrace.stores.connection import open_store
+from headrace.stores.markers import Markers
 from headrace.stores.online import OnlineStore
 from headrace.stores.view_writes import Arrived, write_rows
 from headrace.telemetry import get_logger
@@ -59,7 +60,8 @@ def materialize_view(
         keys = catalog.sorted_join_keys(view)
         columns = list(dict.fromkeys([*keys, *view.features]))
         rows = read_batch_rows(view, columns, settings.repo, start_us, end_us)
-        done = materialize_rows(OnlineStore(store), catalog, view, rows, progress)
+        build = Markers(store, catalog.project).begin_build(view)
+        done = materialize_rows(OnlineStore(store), catalog, view, rows, build, progress)
     finally:
         store.close()
     get_logger().info("materialized", view=view_name, keys=done.written, null_keys=done.null_keys, refused=done.refused)
@@ -67,15 +69,16 @@ def materialize_view(
 
 
 def materialize_rows(
-    online: OnlineStore, catalog: Catalog, view: FeatureView, rows: BatchRows, progress: bool = False
+    online: OnlineStore, catalog: Catalog, view: FeatureView, rows: BatchRows, build: int, progress: bool = False
 ) -> Materialized:
-    """Write the winners among `rows` in chunks. Of two runs the later one's row wins at equal event times."""
+    """Write the winners among `rows` in chunks into the layout of `build`. Of two runs the later one's row wins at
+    equal event times."""
     winners, null_keys = _newest_per_key(catalog, view, rows)
     run = time.time_ns() // 1_000
     with Progress(transient=True, disable=not progress, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"materialize {view.name}", total=len(winners))
         for chosen in _chunks(winners):
-            write_rows(online, catalog, view, _arrived(rows, chosen, run), BATCH)
+            write_rows(online, catalog, view, _arrived(rows, chosen, run), BATCH, build)
             bar.advance(task, len(chosen))
     return Materialized(len(winners), null_keys, rows.refused)
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import redis
 import structlog
 
-from headrace.catalog.definitions import Catalog, FeatureView, Source
+from headrace.catalog.definitions import Catalog, FeatureView, Source, catalog_to_json
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
-from headrace.errors import StoreLostError
+from headrace.errors import SettingsError, StaleCatalogError, StoreLostError, UnavailableError
 from headrace.settings import Settings
-from headrace.stores.catalogs import find_project, load_catalog
+from headrace.stores.catalogs import find_project, load_catalog, read_mirror
 from headrace.stores.codec.rows import DIRECT, STREAM
 from headrace.stores.connection import open_store
+from headrace.stores.keys import catalog_key
 from headrace.stores.markers import Applied, Markers, Ready, places
 from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
@@ -61,10 +63,12 @@ class Worker:
         self._markers = Markers(store, catalog.project)
         self._online = OnlineStore(store)
         self._readers: dict[Place, _Reader] = {}
+        self._builds: dict[str, int] = {}
         self.null_keys: dict[str, int] = {}
 
     def start(self) -> None:
         """Brings every view to one position per partition, building those that are not ready."""
+        self._builds = {view.name: self._markers.begin_build(view) for view in self.catalog.views}
         wanted = places(self.catalog)
         held = self._markers.applied("source", [(source.name, partition) for source, partition in wanted])
         for source, partition in wanted:
@@ -75,18 +79,16 @@ class Worker:
                 self._set_ready(view)
 
     def _start_partition(self, source: Source, partition: int, held: Applied | None) -> _Reader:
-        """Catches up with what the archive holds ahead of the stream, and builds new views."""
+        """Catches up with the archive, which may hold what a store that lost data no longer streams, and builds new
+        views up to the same place."""
         past = SourceLog(self._stream, self._offline, source, partition, self.catalog.clock)
         applied = held or Applied()
         views = self._views(source)
         old = [view for view in views if self._markers.ready(view) is not None]
-        head = self._stream.head(source.name, partition)
-        if past.archived > max(applied.offset, head.offset if head else 0):
+        if past.archived > applied.offset:
             for batch in past.replay(applied, past.end()):
                 self._write(batch, old)
             applied = past.end()
-        elif applied.offset > (head.offset if head else 0):
-            log.warning("stream is behind the markers", source=source.name, partition=partition, applied=str(applied))
         for view in views:
             if view not in old and applied.offset:
                 log.info("building view from the log", view=view.name, source=source.name, upto=str(applied))
@@ -118,21 +120,40 @@ class Worker:
 
         Raises redis.RedisError when the store fails, StoreLostError when it holds less than it did.
         """
+        if not self._readers:
+            time.sleep(block_ms / 1_000)
+            return 0
         after = {place: reader.applied.offset for place, reader in self._readers.items()}
-        found = self._stream.read(after, _BATCH_ENTRIES, block_ms) if after else {}
+        found = self._stream.read(after, _BATCH_ENTRIES, block_ms)
+        self._check(found)
         return sum(self._apply(self._readers[place], entries) for place, entries in found.items())
 
-    def _apply(self, reader: _Reader, entries: list[Entry]) -> int:
-        before = reader.applied
-        batch = parse_entries(reader.source, reader.partition, entries, self.catalog.clock, before.watermark_us)
-        reader.memory.mark(batch)
-        self._write(batch, self._views(reader.source))
-        held = self._markers.raise_applied("source", reader.source.name, reader.partition, batch.end)
-        if before.offset and (held is None or held.offset < before.offset):
+    def _check(self, found: Mapping[Place, Sequence[Entry]]) -> None:
+        """Raises StaleCatalogError or StoreLostError before anything is written by what no longer holds."""
+        newest = max((entry.catalog for entries in found.values() for entry in entries), default=0)
+        if newest > self.catalog.version:
+            raise StaleCatalogError(f"An entry knows catalog version {newest}, this worker {self.catalog.version}.")
+        for (name, partition), held in self._markers.applied("source", found).items():
+            self._refuse_lost(self._readers[name, partition], held)
+
+    def _refuse_lost(self, reader: _Reader, held: Applied | None) -> None:
+        if held is None or held.offset < reader.applied.offset:
             raise StoreLostError(
-                f"The marker of {reader.source.name} was at {before}, the store now has "
+                f"The marker of {reader.source.name} was at {reader.applied}, the store now has "
                 f"{held or 'none'}: the store lost data; starting again from its markers."
             )
+
+    def _apply(self, reader: _Reader, entries: Sequence[Entry]) -> int:
+        watermark_us = reader.applied.watermark_us
+        batch = parse_entries(reader.source, reader.partition, entries, self.catalog.clock, watermark_us)
+        reader.memory.mark(batch)
+        self._write(batch, self._views(reader.source))
+        self._refuse_lost(
+            reader, self._markers.raise_applied("source", reader.source.name, reader.partition, batch.end)
+        )
+        if not reader.applied.offset and len(batch):
+            for view in self._views(reader.source):
+                self._markers.set_first_event(view, int(batch.event_time_us[0]))
         reader.applied = batch.end
         return sum(entry.count for entry in entries)
 
@@ -145,11 +166,13 @@ class Worker:
         events = Arrived(columns, times, offset, index, batch.partition, stream)
         if not len(times):
             return
+        rank = DIRECT if stream else STREAM
         for view in views:
+            build = self._builds[view.name]
             if view.kind == "windowed":
-                skipped = write_windows(self._online, self.catalog, view, events)
+                skipped = write_windows(self._online, self.catalog, view, events, build)
             else:
-                skipped = write_rows(self._online, self.catalog, view, events, DIRECT if stream else STREAM)
+                skipped = write_rows(self._online, self.catalog, view, events, rank, build)
             self.null_keys[view.name] = self.null_keys.get(view.name, 0) + skipped
 
 
@@ -161,20 +184,37 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     store = open_store(settings)
     project = find_project(settings)
     offline = OfflineStore(settings.data_dir)
-    load_catalog(store, project)
+    _catalog(store, settings, project)
     failures = 0
     while not stop.is_set():
         try:
-            worker = Worker(store, offline, load_catalog(store, project))
+            worker = Worker(store, offline, _catalog(store, settings, project))
             worker.start()
             log.info("worker started", catalog=worker.catalog.version)
             failures = 0
             _work(worker, store, stop)
-        except (redis.RedisError, OSError, StoreLostError) as error:
-            log.error("worker starts again", error=str(error))
+        except StaleCatalogError:
+            stop.wait(_BACKOFF_S[0])
+        except SettingsError:
+            raise
+        except Exception as error:  # the outermost loop: whatever it is, the log still has the events
+            log.error("worker starts again", error=str(error), kind=type(error).__name__)
             stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
             failures += 1
     store.close()
+
+
+def _catalog(store: redis.Redis, settings: Settings, project: str) -> Catalog:
+    """The catalog; a store that came back empty gets it again from its mirror."""
+    try:
+        return load_catalog(store, project)
+    except UnavailableError:
+        mirror = read_mirror(settings)
+        if mirror is None or mirror.project != project:
+            raise
+        store.set(catalog_key(project), catalog_to_json(mirror), nx=True)
+        log.warning("the store had lost the catalog; restored it from its mirror", version=mirror.version)
+        return mirror
 
 
 def _work(worker: Worker, store: redis.Redis, stop: threading.Event) -> None:

@@ -11,7 +11,7 @@ from headrace.catalog.definitions import Catalog, Column, FeatureView, Source, w
 from headrace.compute.columns import typed_column
 from headrace.dtypes import DType
 from headrace.errors import RequestError
-from headrace.moments import rfc3339
+from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
 from headrace.stores.payloads import Batch, arrow_batches, column_batches, ndjson_batches
 from headrace.stores.stream import Position, append_async
 from serving.bodies import OFF_LOOP_BYTES, parse_off_loop, read_body, read_json
@@ -74,7 +74,14 @@ async def _append(state: ServerState, source: Source, batches: list[Batch]) -> R
     ends: dict[str, Position] = {}
     for batch in batches:
         ends[str(batch.partition)] = await append_async(
-            state.store, state.catalog.project, source.name, batch.format, batch.payload, batch.count, batch.partition
+            state.store,
+            state.catalog.project,
+            source.name,
+            batch.format,
+            batch.payload,
+            batch.count,
+            batch.partition,
+            state.catalog.version,
         )
         state.metrics.pushed.labels(source.name).inc(batch.count)
     accepted = sum(batch.count for batch in batches)
@@ -135,7 +142,6 @@ def _readable(column: Column, values: list[Any]) -> list[Any]:
 
 
 def _moment_text(column: Column, seconds: int) -> str:
-    try:
-        return rfc3339(seconds * 1_000_000)
-    except OverflowError:
-        raise RequestError(f"{column.name} lies outside the years 1 to 9999: {seconds} s since 1970.") from None
+    if not EARLIEST_US <= seconds * 1_000_000 <= LATEST_US:
+        raise RequestError(f"{column.name} must lie in the years 1 to 9999, got {seconds} s since 1970; correct it.")
+    return rfc3339(seconds * 1_000_000)

@@ -23,7 +23,7 @@ from feast.field import Field
 
 from headrace.catalog.compile_sources import compile_source, file_path
 from headrace.catalog.compile_views import Compiler, fingerprint
-from headrace.catalog.definitions import Catalog, Column, Entity, OnDemandView, Service, ViewReference
+from headrace.catalog.definitions import Catalog, Column, Entity, OnDemandView, Service, Source, ViewReference
 from headrace.catalog.definitions import FeatureView as View
 from headrace.catalog.feast_types import dtype_of_feast
 from headrace.catalog.functions import carry
@@ -90,9 +90,20 @@ def _continue(catalog: Catalog, previous: Catalog | None) -> Catalog:
         else replace(view, generation=max(catalog.version, old[view.name].generation + 1 if view.name in old else 1))
         for view in catalog.views
     )
-    catalog = replace(catalog, views=views)
+    known = {source.name: source for source in previous.sources} if previous else {}
+    sources = tuple(_with_added(source, known.get(source.name), catalog.version) for source in catalog.sources)
+    catalog = replace(catalog, views=views, sources=sources)
     same = previous is not None and replace(catalog, version=previous.version) == previous
     return previous if same and previous is not None else catalog
+
+
+def _with_added(source: Source, before: Source | None, version: int) -> Source:
+    """`source` with what it says of columns that it gained, now or earlier."""
+    if before is None:
+        return source
+    held = {column.name for column in before.columns}
+    new = tuple((column.name, version) for column in source.columns if column.name not in held)
+    return replace(source, added=before.added + new)
 
 
 def views_of(repo: Repo) -> list[FeatureView]:

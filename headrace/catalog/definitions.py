@@ -26,10 +26,12 @@ __all__ = [
     "Column",
     "DType",
     "Entity",
+    "Expectation",
     "FeatureView",
     "OnDemandView",
     "Service",
     "Source",
+    "Transform",
     "ViewReference",
     "catalog_from_json",
     "catalog_to_json",
@@ -72,8 +74,27 @@ class BatchSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """What is expected of a column; `text` is the rule as it was written.
+
+    rule: not_null, between, is_in, matches, min_length, max_length, max_lateness (microseconds). action: `quarantine`
+    (the event is a dead letter), `drop` (it is left out and counted), `warn` (it is kept and counted).
+    """
+
+    column: str
+    rule: str
+    arguments: tuple[Any, ...]
+    text: str
+    action: Literal["quarantine", "drop", "warn"] = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A stream of events. `columns` holds every column, the timestamp among them, under its own name."""
+    """A stream of events. `columns` holds every column, the timestamp among them, under its own name.
+
+    `added` holds (column, catalog version) of columns that the source did not begin with: an event whose producer
+    knew an older catalog has none, whatever it brought.
+    """
 
     name: str
     columns: tuple[Column, ...]
@@ -82,10 +103,27 @@ class Source:
     partitions: int = 1
     dedup_horizon_us: int = 600_000_000
     max_future_us: int = 600_000_000
+    added: tuple[tuple[str, int], ...] = ()
+    expectations: tuple[Expectation, ...] = ()
     description: str = ""
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A row-wise function that a view's events pass before anything else; `columns` is what it gives.
+
+    `code` is a self-contained module that defines `function`, from frame to frame. mode: `pandas`, `polars`.
+    `moves_time` says that it may give rows an event time other than their event's.
+    """
+
+    mode: Literal["pandas", "polars"]
+    code: str
+    function: str
+    columns: tuple[Column, ...]
+    moves_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +132,7 @@ class FeatureView:
 
     kind: `windowed` (aggregations over `source`), `plain` (last row of `source`, of rows written directly,
     and of `batch` when it has one), `batch` (last row of `batch`, materialized, and of rows written directly).
+    Events of `source` pass `expectations`, then `transform`, before they count; rows written directly do not.
     `entities` are names, in declared order; `features` in declared order.
     `ttl_us` 0 means that a row never expires. `fingerprint` is a hash of everything that changes a value.
     """
@@ -111,6 +150,8 @@ class FeatureView:
     online: bool = True
     description: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    transform: Transform | None = None
+    expectations: tuple[Expectation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,12 @@ def push_command(settings: Settings, source: str, file: Path, kind: str | None) 
     catalog = load_catalog(store, find_project(settings))
     target, stream = catalog.source(source), EventStream(store, catalog.project)
     started = time.monotonic()
-    total = _push_file(stream, target, file, kind)
+    total = _push_file(stream, target, file, kind, catalog.version)
     seconds = max(time.monotonic() - started, 1e-9)
     click.echo(f"Pushed {total:,} events to {source} in {seconds:.1f} s ({total / seconds:,.0f} events/s).")
 
 
-def _push_file(stream: Any, source: Source, file: Path, kind: str) -> int:
+def _push_file(stream: Any, source: Source, file: Path, kind: str, version: int) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -62,7 +62,7 @@ def _push_file(stream: Any, source: Source, file: Path, kind: str) -> int:
         task = progress.add_task(source.name, total=1.0, events=0)
         for fraction, batches in read_batches(source, file, kind):
             for batch in batches:
-                stream.append(source.name, batch.format, batch.payload, batch.count, batch.partition)
+                stream.append(source.name, batch.format, batch.payload, batch.count, batch.partition, version)
                 total += batch.count
             progress.update(task, completed=fraction, events=total)
     return total

@@ -119,8 +119,26 @@ def _schema(source: Source, arrays: dict[str, pa.Array]) -> pa.Schema:
 def _raw_rows(source: Source, entries: Sequence[Entry]) -> _Rows:
     rows = _Rows(columns={column.name: [] for column in source.columns})
     for entry in entries:
-        _READERS[entry.format](rows, entry)
+        before = len(rows.raw)
+        try:
+            _READERS[entry.format](rows, entry)
+        except (DataError, pa.ArrowException, ValueError, TypeError, AttributeError, KeyError) as error:
+            _add_unreadable(rows, entry, before, str(error))
+        for name, version in source.added:
+            if 0 < entry.catalog < version:
+                rows.columns[name][before:] = [None] * (len(rows.raw) - before)
     return rows
+
+
+def _add_unreadable(rows: _Rows, entry: Entry, before: int, error: str) -> None:
+    """An entry that cannot be taken apart: all of its events are dead, the first carries the payload."""
+    for values in rows.columns.values():
+        values[before:] = [None] * entry.count
+    rows.raw[before:] = [entry.payload, *[b""] * (entry.count - 1)]
+    rows.offset[before:], rows.index[before:] = [entry.offset] * entry.count, range(entry.count)
+    reason = f"the entry cannot be read: {error[:200]}"
+    rows.bad = {row: why for row, why in rows.bad.items() if row < before}
+    rows.bad |= dict.fromkeys(range(before, before + entry.count), reason)
 
 
 def _add_places(rows: _Rows, entry: Entry, n: int) -> None:

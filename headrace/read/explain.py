@@ -15,7 +15,7 @@ from headrace.catalog.definitions import Catalog, FeatureView, Source
 from headrace.compute.columns import typed_column
 from headrace.errors import RequestError
 from headrace.read.values import newest_us, step_values
-from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, unpack_header
+from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, build_of, unpack_header
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.markers import Markers
@@ -65,6 +65,8 @@ def explain(
         [typed[column.name] for column in catalog.sorted_join_keys(view)],
     )
     (blob,) = OnlineStore(store).read([redis_key], layout_field(view))
+    if blob is not None and build_of(blob) != Markers(store, catalog.project).begin_build(view):
+        blob = None  # left behind by a store that lost its markers
     newest = int(newest_us(view, [blob])[0])
     moment = _moment_us(store, catalog, view, t_us, now_us, newest)
     online = _online(catalog, store, view, blob, moment, newest) | {"redis_key": redis_key.decode()}

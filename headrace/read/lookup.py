@@ -20,8 +20,18 @@ from headrace.dtypes import arrow_type
 from headrace.errors import AsOfError, RequestError, UnavailableError
 from headrace.read.plans import LookupPlan, ViewStep, plan_features, plan_service
 from headrace.read.values import PRESENT, StepValues, newest_us, step_values
+from headrace.stores.codec.header import build_of
 from headrace.stores.keys import entity_prefix, group_keys, layout_field, markers_key
-from headrace.stores.markers import Applied, Ready, applied_field, decode_applied, decode_ready, ready_field
+from headrace.stores.markers import (
+    Applied,
+    Ready,
+    applied_field,
+    build_field,
+    decode_applied,
+    decode_ready,
+    ready_field,
+)
+from headrace.stores.view_writes import SPARE_MS, expiry_ms
 from headrace.windows.window import tail_us
 
 __all__ = ["LookupPlan", "LookupRequest", "LookupResult", "lookup", "parse_request", "plan_features", "plan_service"]
@@ -114,6 +124,7 @@ async def lookup(
     _refuse_unready(plan, ready)
     t_us = np.full(request.rows, _clock_us(plan, applied, as_of_us, now_us), np.int64)
     rows = [_rows_of(fetch, held) for fetch, held in zip(fetches, blobs, strict=True)]
+    _refuse_expired(plan, rows, as_of_us, now_us)
     t_us = _moved_past(plan, rows, t_us, as_of_us)
     values = {step.name: step_values(step.view, held, t_us) for step, held in zip(plan.steps, rows, strict=True)}
     _add_on_demand(plan, request, values)
@@ -136,7 +147,8 @@ async def _read(
         for key in fetch.keys:
             fields.setdefault(key, {})[layout_field(fetch.step.view)] = None
     pipe = store.pipeline(transaction=False)
-    marks = [applied_field("source", *place) for place in places] + [ready_field(view) for view in views]
+    marks = [applied_field("source", *place) for place in places]
+    marks += [field(view) for field in (ready_field, build_field) for view in views]
     if marks:
         pipe.hmget(markers_key(plan.catalog.project), marks)
     for key, wanted in fields.items():
@@ -144,11 +156,18 @@ async def _read(
     replies = await pipe.execute()
     raw = replies.pop(0) if marks else []
     applied = dict(zip(places, map(decode_applied, raw[: len(places)]), strict=True))
-    ready = {view.name: decode_ready(mark) for view, mark in zip(views, raw[len(places) :], strict=True)}
-    held = {
-        key: dict(zip(wanted, reply, strict=True)) for (key, wanted), reply in zip(fields.items(), replies, strict=True)
-    }
-    return applied, ready, [[held[key][layout_field(fetch.step.view)] for key in fetch.keys] for fetch in fetches]
+    ready = dict(zip((view.name for view in views), map(decode_ready, raw[len(places) :]), strict=False))
+    builds = dict(zip((layout_field(view) for view in views), raw[len(places) + len(views) :], strict=False))
+    held = {}
+    for (key, wanted), reply in zip(fields.items(), replies, strict=True):
+        for field, blob in zip(wanted, reply, strict=True):
+            held[key, field] = _current(blob, builds[field])
+    return applied, ready, [[held[key, layout_field(fetch.step.view)] for key in fetch.keys] for fetch in fetches]
+
+
+def _current(blob: bytes | None, build: bytes | None) -> bytes | None:
+    """`blob`, or None for one that a store left behind which lost its markers."""
+    return blob if blob is not None and build is not None and build_of(blob) == int(build) else None
 
 
 def _places(plan: LookupPlan) -> list[tuple[str, int]]:
@@ -178,6 +197,20 @@ def _clock_us(
 
 def _rows_of(fetch: _Fetch, held: Sequence[bytes | None]) -> list[bytes | None]:
     return [None if code < 0 else held[code] for code in fetch.codes.tolist()]
+
+
+def _refuse_expired(
+    plan: LookupPlan, rows: Sequence[Sequence[bytes | None]], as_of_us: int | None, now_us: int
+) -> None:
+    """Raises AsOfError where a value may have expired that counted at `as_of`: keys outlive what they hold by a day."""
+    if as_of_us is None or plan.catalog.clock == "event" or as_of_us >= now_us - SPARE_MS * 1_000:
+        return
+    for step, held in zip(plan.steps, rows, strict=True):
+        if None in held and expiry_ms(plan.catalog, step.view):
+            raise AsOfError(
+                f"as_of may lie a day back, got {(now_us - as_of_us) / 1e6:.0f} s: view {step.view.name!r} forgets "
+                "keys that nothing happens to; ask the offline store (headrace dataset)."
+            )
 
 
 def _moved_past(plan: LookupPlan, rows: Sequence[Sequence[bytes | None]], t_us: Ints, as_of_us: int | None) -> Ints:

@@ -4,6 +4,7 @@ Fields:
     source|NAME|PARTITION     how far every view of the source holds its events (worker)
     archived|NAME|PARTITION   how far the offline store holds them (archiver)
     view|LAYOUT               this layout is complete (worker); what it was built from
+    build|LAYOUT              when the layout was begun, by the store's clock: values of an older build count as none
 Values are JSON. A lookup reads the markers before the values, so it never states a position ahead of what it read.
 """
 
@@ -19,7 +20,7 @@ import redis
 from headrace.catalog.definitions import Catalog, FeatureView, Source, write_source
 from headrace.stores.keys import layout_field, markers_key
 
-__all__ = ["Applied", "Markers", "Ready", "applied_field", "places", "ready_field"]
+__all__ = ["Applied", "Markers", "Ready", "applied_field", "build_field", "places", "ready_field"]
 
 Kind = Literal["source", "archived"]
 
@@ -62,6 +63,10 @@ def applied_field(kind: Kind, source: str, partition: int) -> str:
 
 def ready_field(view: FeatureView) -> str:
     return f"view|{layout_field(view)}"
+
+
+def build_field(view: FeatureView) -> str:
+    return f"build|{layout_field(view)}"
 
 
 def decode_applied(raw: bytes | None) -> Applied | None:
@@ -108,6 +113,19 @@ class Markers:
         """Whether this layout of the view is complete."""
         return decode_ready(cast(bytes | None, self._store.hget(self._key, ready_field(view))))
 
+    def begin_build(self, view: FeatureView) -> int:
+        """The build of this layout, begun now unless it was before. A store that lost its markers begins a new one."""
+        seconds, micros = cast(tuple[int, int], self._store.time())
+        self._store.hsetnx(self._key, build_field(view), str(seconds * 1_000_000 + micros))
+        return int(cast(bytes, self._store.hget(self._key, build_field(view))))
+
     def set_ready(self, view: FeatureView, ready: Ready) -> None:
         """States that the layout is complete; a statement once made stands."""
         self._store.hsetnx(self._key, ready_field(view), orjson.dumps(asdict(ready)).decode())
+
+    def set_first_event(self, view: FeatureView, event_time_us: int) -> None:
+        """Where a layout that was ready before its log's first event is complete from."""
+        ready = self.ready(view)
+        if ready is not None and ready.complete_from_us is None:
+            begun = Ready(event_time_us, ready.applied)
+            self._store.hset(self._key, ready_field(view), orjson.dumps(asdict(begun)).decode())

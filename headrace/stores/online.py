@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import redis
 
-from headrace.stores.codec.header import header_size
+from headrace.errors import StoreLostError
+from headrace.stores.codec.header import build_of, header_size
 
 __all__ = ["Merge", "OnlineStore"]
 
@@ -27,7 +28,7 @@ elseif expected == '' or string.sub(held, 1, #expected) ~= expected then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-if ARGV[4] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+if ARGV[4] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 _CHUNK = 5_000
@@ -48,17 +49,18 @@ class OnlineStore:
             pipe.hget(cast(str, key), field)
         return cast(list[bytes | None], pipe.execute())
 
-    def update(self, keys: Sequence[bytes], field: str, merge: Merge, ttl_ms: int) -> None:
+    def update(self, keys: Sequence[bytes], field: str, merge: Merge, ttl_ms: int, build: int = 0) -> None:
         """Merges into every key (each given once) until each write is accepted.
 
-        `ttl_ms` is the key's new time to live, 0 for none. A lost connection raises redis.RedisError: the batch
-        is then partly written, which the positions in the headers make harmless to repeat.
+        `ttl_ms` is the key's new time to live, 0 for none. A value of a build before `build` is none to `merge`; one
+        of a later build raises StoreLostError: the store was lost, and somebody builds it anew. A lost connection
+        raises redis.RedisError: the batch is then partly written, which the positions make harmless to repeat.
         """
         for start in range(0, len(keys), _CHUNK):
             waiting = list(range(start, min(start + _CHUNK, len(keys))))
             while waiting:
                 held = self.read([keys[k] for k in waiting], field)
-                merged = merge(waiting, held)
+                merged = merge(waiting, [_of_build(blob, build) for blob in held])
                 waiting = self._write(keys, field, waiting, held, merged, ttl_ms)
                 self.refused += len(waiting)
 
@@ -88,3 +90,14 @@ class OnlineStore:
             self._script = None
             return [k for k, _, _ in writes]
         return [k for (k, _, _), done in zip(writes, accepted, strict=True) if not done]
+
+
+def _of_build(blob: bytes | None, build: int) -> bytes | None:
+    if blob is None or build_of(blob) == build:
+        return blob
+    if build_of(blob) > build:
+        raise StoreLostError(
+            f"A value belongs to build {build_of(blob)}, this process writes build {build}: the store was lost and is "
+            "built anew; starting again from its markers."
+        )
+    return None

@@ -1,7 +1,8 @@
 """The stream: one Redis stream per partition of a source; an entry is a batch of events as they were pushed.
 
-An entry's fields: `format` (ndjson, columns, arrow), `payload`, `count` (its events) and `total` (the running
-number of events of the partition, this entry's included, which makes lag exact). The append script adds `total`.
+An entry's fields: `format` (ndjson, columns, arrow), `payload`, `count` (its events), `catalog` (the version that its
+producer knew; 0 for whichever) and `total` (the running number of events of the partition, this entry's included,
+which makes lag exact). The append script adds `total`.
 An offset packs a stream id into an int64: milliseconds x 2^20 + sequence.
 """
 
@@ -37,7 +38,8 @@ if last[1] then
   end
 end
 total = string.format('%.0f', total + ARGV[3])
-return redis.call('XADD', KEYS[1], '*', 'total', total, 'count', ARGV[3], 'format', ARGV[1], 'payload', ARGV[2])
+return redis.call('XADD', KEYS[1], '*', 'total', total, 'count', ARGV[3], 'format', ARGV[1], 'payload', ARGV[2],
+  'catalog', ARGV[4])
 """
 
 
@@ -62,6 +64,7 @@ class Entry:
     count: int
     total: int
     payload: bytes
+    catalog: int = 0
 
 
 def pack_offset(stream_id: bytes | str) -> int:
@@ -87,6 +90,7 @@ def _entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
         int(fields[b"count"]),
         int(fields[b"total"]),
         fields[b"payload"],
+        int(fields[b"catalog"]),
     )
 
 
@@ -98,10 +102,13 @@ class EventStream:
         self._project = project
         self._append = store.register_script(_APPEND)
 
-    def append(self, source: str, format: Format, payload: bytes, count: int, partition: int = 0) -> Position:
-        """Appends `count` >= 1 events as one entry; returns the position of the last."""
+    def append(
+        self, source: str, format: Format, payload: bytes, count: int, partition: int = 0, catalog: int = 0
+    ) -> Position:
+        """Appends `count` >= 1 events as one entry, written by the catalog of version `catalog` (0: any); returns the
+        position of the last."""
         key = stream_key(self._project, source, partition)
-        stream_id = cast(bytes, self._append(keys=[key], args=[format, payload, count]))
+        stream_id = cast(bytes, self._append(keys=[key], args=[format, payload, count, catalog]))
         return Position(partition, pack_offset(stream_id), count - 1)
 
     def read(
@@ -136,10 +143,11 @@ async def append_async(
     payload: bytes,
     count: int,
     partition: int = 0,
+    catalog: int = 0,
 ) -> Position:
     """`EventStream.append` for the server."""
     key = stream_key(project, source, partition)
-    reply = cast(Awaitable[bytes], store.eval(_APPEND, 1, key, format, payload, str(count)))
+    reply = cast(Awaitable[bytes], store.eval(_APPEND, 1, key, format, payload, str(count), str(catalog)))
     return Position(partition, pack_offset(await reply), count - 1)
 
 

@@ -19,10 +19,11 @@ from headrace.stores.online import OnlineStore
 from headrace.windows.entries import Places, lift_entries, merge_entries
 from headrace.windows.suffix_tiles import drop_old, merge_rows, partial_rows
 
-__all__ = ["Arrived", "expiry_ms", "write_rows", "write_windows"]
+__all__ = ["SPARE_MS", "Arrived", "expiry_ms", "write_rows", "write_windows"]
 
 Ints = NDArray[np.int64]
-_DAY_MS = 86_400_000
+SPARE_MS = 86_400_000
+"""How much longer than what counts in it a key lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,16 @@ def expiry_ms(catalog: Catalog, view: FeatureView) -> int:
     if catalog.clock == "event" or not all(lengths):
         return 0
     skew_us = max((source.max_future_us for source in catalog.sources), default=0)
-    return (max(length or 0 for length in lengths) + skew_us) // 1_000 + _DAY_MS
+    return (max(length or 0 for length in lengths) + skew_us) // 1_000 + SPARE_MS
 
 
-def write_windows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived) -> int:
+def write_windows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> int:
     """Merges events (none of them a repeat) into a windowed view; returns how many had a null join key."""
     codes, keys = group_keys(entity_prefix(catalog.project, view.entities), _key_columns(catalog, view, events))
     layout, place = tile_layout(view), (events.stream, events.partition)
 
     def merge(numbers: list[int], held: list[bytes | None]) -> list[bytes | None]:
-        headers = [Header(TILES) if blob is None else unpack_header(blob, TILES) for blob in held]
+        headers = [Header(TILES, build=build) if blob is None else unpack_header(blob, TILES) for blob in held]
         local = np.full(len(keys), -1, np.int64)
         local[numbers] = np.arange(len(numbers))
         after = np.array([header.after(place) for header in headers], np.int64).reshape(-1, 2)
@@ -90,7 +91,7 @@ def write_windows(store: OnlineStore, catalog: Catalog, view: FeatureView, event
         chosen = chosen[late]
         return _merged_tiles(layout, headers, held, mine[chosen], events.take(chosen))
 
-    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view))
+    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view), build)
     return int((codes < 0).sum())
 
 
@@ -129,7 +130,9 @@ def _raised(headers: list[Header], newest: Ints, keys: Ints, events: Arrived) ->
     ]
 
 
-def write_rows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH) -> int:
+def write_rows(
+    store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH, build: int = 0
+) -> int:
     """Writes rows into a plain or batch view, the newest winning; returns how many had a null join key.
 
     `columns` of `events` holds the join keys and the features. Rows of rank BATCH have no position: their offset
@@ -150,7 +153,7 @@ def write_rows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: 
         headers = []
         for i, k in zip(newer.tolist(), chosen, strict=True):
             blob = held[i]
-            header = Header(ROWS) if blob is None else unpack_header(blob, ROWS)
+            header = Header(ROWS, build=build) if blob is None else unpack_header(blob, ROWS)
             position = (int(order["offset"][k]), int(order["index"][k]))
             headers.append(pack_header(header.raised(int(order["time_us"][k]), place, position)))
         blobs = encode_rows(layout, headers, order[chosen], table.take(pa.array(chosen, pa.int64())))
@@ -159,7 +162,7 @@ def write_rows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: 
             out[i] = blob
         return out
 
-    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view))
+    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view), build)
     return int((codes < 0).sum())
 
 

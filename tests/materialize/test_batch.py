@@ -21,6 +21,7 @@ from headrace.stores.codec.rows import DIRECT
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
+from headrace.stores.markers import Markers
 from headrace.stores.online import OnlineStore
 from headrace.stores.view_writes import Arrived, write_rows
 from materialize.batch import materialize_view
@@ -126,7 +127,8 @@ def test_a_row_written_directly_wins_at_equal_and_later_times(settings: Settings
     columns = {"plane": pa.array(["N1"]), "leg": pa.array([1]), "seats": pa.array([1], pa.int32())}
     row = Arrived({**columns, "maker": pa.array(["direct"])}, *(np.array([n]) for n in (3 * DAY_US, 1, 0)), stream=1)
     with open_store(settings) as store:
-        write_rows(OnlineStore(store), catalog_of(view), view, row, DIRECT)
+        build = Markers(store, catalog_of(view).project).begin_build(view)
+        write_rows(OnlineStore(store), catalog_of(view), view, row, DIRECT, build)
     materialize_view(settings, "profile", progress=False)
     assert shown(settings, view, "N1", 1) == (1, "direct")
 
