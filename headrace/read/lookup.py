@@ -5,6 +5,7 @@ The markers are read first, then every entity key's values: so a stated position
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ from headrace.windows.window import tail_us
 __all__ = ["LookupPlan", "LookupRequest", "LookupResult", "lookup", "parse_request", "plan_features", "plan_service"]
 
 Ints = NDArray[np.int64]
+
+MOST_NAMES = 10
+"""How many of a request's unknown columns a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,8 @@ def _refuse_columns(plan: LookupPlan, needed: Mapping[str, Column], entities: Ma
         )
     unknown = [name for name in entities if name not in needed]
     if unknown:
-        raise RequestError(
-            f"A request for {plan.label} takes {', '.join(needed)}; unknown: {', '.join(unknown)}. Leave them out."
-        )
+        shown = ", ".join(map(reprlib.repr, unknown[:MOST_NAMES]))
+        raise RequestError(f"A request for {plan.label} takes {', '.join(needed)}; unknown: {shown}. Leave them out.")
 
 
 def _row_count(entities: Mapping[str, Sequence[Any]], max_rows: int) -> int:

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import FeatureView
+from headrace.dtypes import arrow_type
+from headrace.read.window_reader import window_reader
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, unpack_header
 from headrace.stores.codec.rows import decode_rows, row_layout
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
@@ -54,7 +56,26 @@ def step_values(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> 
     return _windowed(view, held, t_us) if view.kind == "windowed" else _plain(view, held, t_us)
 
 
+FEW_ROWS = 4
+"""Up to so many rows are read one by one, more as arrays."""
+
+
 def _windowed(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> StepValues:
+    newest = newest_us(view, held)
+    columns = _few(view, held, t_us) if len(held) <= FEW_ROWS else _many(view, held, t_us)
+    return StepValues(columns, np.full(len(held), PRESENT, np.uint8), np.where(newest == OLDEST_US, 0, newest))
+
+
+def _few(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> dict[str, pa.Array]:
+    reader = window_reader(view)
+    rows = [reader.read(blob, t) for blob, t in zip(held, t_us.tolist(), strict=True)]
+    return {
+        agg.feature: pa.array([row[i] for row in rows], arrow_type(agg.dtype))
+        for i, agg in enumerate(view.aggregations)
+    }
+
+
+def _many(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> dict[str, pa.Array]:
     layout = tile_layout(view)
     tiles = decode_tiles(layout, held)
     groups = {group.hop_us: number for number, group in enumerate(layout.groups)}
@@ -71,8 +92,7 @@ def _windowed(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> St
             states[agg.hop_us, window] = read_rows(layout.groups[number], tiles.rows[number], keys, t_us, window)
         state = states[agg.hop_us, window]
         columns[agg.feature] = result_array(agg, {field: state[field] for field in state_fields(agg)})
-    newest = newest_us(view, held)
-    return StepValues(columns, np.full(len(held), PRESENT, np.uint8), np.where(newest == OLDEST_US, 0, newest))
+    return columns
 
 
 def _plain(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> StepValues:
