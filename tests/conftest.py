@@ -6,10 +6,14 @@ import os
 import socket
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from headrace.settings import Settings
 from headrace.stores.embedded import detach
+
+hypothesis.settings.register_profile("headrace", deadline=None)
+hypothesis.settings.load_profile("headrace")
 
 for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
     del os.environ[name]
