@@ -24,6 +24,7 @@ from headrace.errors import (
 
 if TYPE_CHECKING:
     from headrace.read.dataset import training_set
+    from headrace.read.preview import preview
 
 __all__ = [
     "AsOfError",
@@ -36,10 +37,12 @@ __all__ = [
     "StreamFullError",
     "UnavailableError",
     "UnknownNameError",
+    "preview",
     "training_set",
 ]
 
-_LAZY = {"training_set": "headrace.read.dataset"}  # so that `import headrace` loads neither pandas nor pyarrow
+# so that `import headrace` loads neither pandas nor pyarrow
+_LAZY = {"training_set": "headrace.read.dataset", "preview": "headrace.read.preview"}
 
 
 def __getattr__(name: str) -> Any:
@@ -49,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted(__all__)

@@ -10,14 +10,17 @@ card_spend = stream_view("card_spend", card, payments,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from types import FunctionType
+from typing import Any, Literal
 
 from feast import Entity, Field, FileSource, PushSource, StreamFeatureView
 from feast.aggregation import Aggregation
 
 from headrace.catalog.definitions import Column, DType
+from headrace.catalog.expectations import parse_expectations, render_expectations
 from headrace.catalog.feast_types import dtype_of_entity, duration_us, feast_type, value_type
 from headrace.catalog.schema import dtype_of_ddl, parse_ddl, render_ddl
 from headrace.errors import DefinitionError
@@ -60,12 +63,16 @@ def events(
     """A stream of events with these columns, `time` among them.
 
     `id` names the column by which a repeated event is known within `dedup` (10m); `max_future` (10m) is how far an
-    event time may lie ahead; `history` names a Parquet file of older rows, which need not exist. Raises
-    DefinitionError for an unknown type, and for a `time` or `id` that is no column.
+    event time may lie ahead; `history` names a Parquet file of older rows, which need not exist. `expect` holds
+    rules by column, such as {"amount": ["not_null", "between(0, 1e6): drop"]}: an event that breaks one is a dead
+    letter, with `: drop` left out and counted, with `: warn` kept and counted. Raises DefinitionError for an unknown
+    type or rule, and for a `time` or `id` that is no column.
     """
-    if expect is not None:
-        raise DefinitionError(f"Source {name!r}: expect is not supported yet; leave it out and filter before pushing.")
     who = f"source {name!r}"
+    if not isinstance(columns, Mapping):
+        raise DefinitionError(
+            f"The columns of {who} are types by name, got {_shown(columns)}; write {{'ts': 'timestamp'}}."
+        )
     typed = tuple(Column(key, dtype_of_ddl(kind, f"Column {key!r} of {who}")) for key, kind in columns.items())
     for role, column in (("time", time), ("id", id)):
         if column is not None and column not in columns:
@@ -77,6 +84,9 @@ def events(
         "max_future_skew": None if max_future is None else format_duration(_us(max_future)),
     }
     stated = {tag: str(value) for tag, value in options.items() if value is not None}
+    if expect is not None:
+        parse_expectations(expect, typed, time, who)
+        stated["expect"] = render_expectations(expect)
     path = history or f"data/{name}.parquet"
     return PushSource(
         name=name,
@@ -99,8 +109,9 @@ def windows(
     They are named like `sum_amount_24h`, `count_1h` and `max_amount_lifetime`. `hop` replaces the default hop.
     """
     for name, given in (("functions", functions), ("over", over)):
-        if isinstance(given, str):
-            raise DefinitionError(f"{name} of windows({column!r}, ...) is a list, got {given!r}; write [{given!r}].")
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            write = f"[{given!r}]" if isinstance(given, str) else '["sum"] or ["1h"]'
+            raise DefinitionError(f"{name} of windows({column!r}, ...) is a list, got {_shown(given)}; write {write}.")
     return [_aggregation(column, function, window, hop) for function in functions for window in over]
 
 
@@ -123,6 +134,8 @@ def _aggregation(column: str, function: str, window: Duration, hop: Duration | N
 
 
 def _us(duration: Duration) -> int:
+    if not isinstance(duration, str | timedelta):
+        raise DefinitionError(f"A duration is a text like 10m or a timedelta, got {_shown(duration)}; write '10m'.")
     return duration_us(duration) if isinstance(duration, timedelta) else parse_duration_us(duration)
 
 
@@ -131,6 +144,10 @@ def stream_view(
     entities: Entity | Sequence[Entity],
     source: PushSource,
     *aggregations: Aggregation | Iterable[Aggregation],
+    transform: FunctionType | None = None,
+    engine: Literal["pandas", "polars"] = "pandas",
+    columns: Mapping[str, str] | None = None,
+    expect: Mapping[str, Sequence[str]] | None = None,
     online: bool = True,
     tags: Mapping[str, str] | None = None,
     description: str = "",
@@ -138,31 +155,120 @@ def stream_view(
 ) -> StreamFeatureView:
     """A view of windowed aggregates of `source` by entity key, its schema filled in.
 
-    Raises DefinitionError for a source without the tag `schema`, a missing column and an unfit function.
+    `transform` is a row-wise function from frame to frame (of `engine`) that events pass before they are aggregated:
+    it may filter, derive and explode rows and keeps the column `_row`; `columns` are those that it gives, by default
+    the source's. `expect` holds rules by column of the source (see `events`): an event that breaks one is in no window
+    of this view. Raises DefinitionError for a source without the tag `schema`, a missing column, an unfit function
+    and an unknown rule.
     """
-    keyed = [entities] if isinstance(entities, Entity) else list(entities)
+    keyed = _entities(name, entities)
+    if not isinstance(source, PushSource):
+        raise DefinitionError(
+            f"A stream view reads events, view {name!r} got {_shown(source)}; give what events(...) returned."
+        )
     batch = source.batch_source
     if "schema" not in source.tags or batch is None:
         raise DefinitionError(
             f"View {name!r} takes its types from its source's schema, {source.name!r} has none; "
             "define it by events(...), or use Feast's StreamFeatureView."
         )
-    columns = {column.name: column.dtype for column in parse_ddl(source.tags["schema"], f"source {source.name!r}")}
-    flat = [item for part in aggregations for item in ([part] if isinstance(part, Aggregation) else part)]
-    keys = [_field(key.join_key, _key_dtype(name, key, columns)) for key in keyed]
+    given = parse_ddl(source.tags["schema"], f"source {source.name!r}")
+    own_tags = _share_tags(f"view {name!r}", batch.timestamp_field, given, transform, engine, columns, expect)
+    seen = parse_ddl(own_tags["transformed"], f"view {name!r}") if columns else given
+    types = {column.name: column.dtype for column in seen}
+    flat = _flat(name, aggregations)
+    keys = [_field(key.join_key, _key_dtype(name, key, types)) for key in keyed]
     return StreamFeatureView(
         name=name,
         entities=keyed,
         source=source,
-        schema=keys + [_feature(name, source.name, item, columns) for item in flat],
+        schema=keys + [_feature(name, source.name, item, types) for item in flat],
         aggregations=flat,
         timestamp_field=batch.timestamp_field,
         ttl=timedelta(0),
         online=online,
-        tags=dict(tags or {}),
+        mode="pandas" if transform else "python",
+        udf=None if transform is None else _unannotated(transform),
+        udf_string=_source_text(transform),
+        tags={**(tags or {}), **own_tags},
         description=description,
         owner=owner,
     )
+
+
+def _entities(view: str, given: Any) -> list[Entity]:
+    """The entities of a view, one or several. Raises DefinitionError for anything else."""
+    items = [given] if isinstance(given, Entity | str) or not isinstance(given, Iterable) else list(given)
+    for item in items or [None]:
+        if not isinstance(item, Entity):
+            raise DefinitionError(
+                f"A view is by one Entity or a list of them, view {view!r} got {_shown(item)}; "
+                "write card = entity('card', key='card_id') and give card."
+            )
+    return items
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in a message: short, whatever it is."""
+    return repr(value) if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def _flat(view: str, parts: Iterable[Any]) -> list[Aggregation]:
+    """The aggregations, one by one or in lists. Raises DefinitionError for none and for anything else."""
+    flat: list[Any] = []
+    for part in parts:
+        flat += [part] if isinstance(part, Aggregation | str) or not isinstance(part, Iterable) else list(part)
+    wrong = [item for item in flat if not isinstance(item, Aggregation)]
+    if wrong or not flat:
+        raise DefinitionError(
+            f"A stream view has aggregations, view {view!r} got {_shown(wrong[0]) if wrong else 'none'}; "
+            'give what windows("amount", ["sum"], over=["1h"]) returns.'
+        )
+    return flat
+
+
+def _share_tags(
+    who: str,
+    time: str,
+    given: Sequence[Column],
+    transform: FunctionType | None,
+    engine: str,
+    columns: Mapping[str, str] | None,
+    expect: Mapping[str, Sequence[str]] | None,
+) -> dict[str, str]:
+    """The tags that say which rows a view has of its source's events."""
+    tags = {}
+    if transform is None and columns is not None:
+        raise DefinitionError(f"columns says what a transform gives, {who} has none; leave it out.")
+    if transform is not None:
+        tags["engine"] = engine
+    if columns is not None:
+        typed = [Column(key, dtype_of_ddl(kind, f"Column {key!r} of {who}")) for key, kind in columns.items()]
+        tags["transformed"] = render_ddl(typed)
+    if expect is not None:
+        parse_expectations(expect, given, time, who)
+        tags["expect"] = render_expectations(expect)
+    return tags
+
+
+def _unannotated(function: FunctionType) -> FunctionType:
+    """The same function without type hints: Feast accepts no frame of Polars there."""
+    bare = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    bare.__kwdefaults__, bare.__doc__ = function.__kwdefaults__, function.__doc__
+    bare.__module__, bare.__qualname__ = function.__module__, function.__qualname__
+    return bare
+
+
+def _source_text(function: FunctionType | None) -> str:
+    """What Feast's registry shows of a function."""
+    if function is None:
+        return ""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
 
 
 def _field(name: str, dtype: DType) -> Field:

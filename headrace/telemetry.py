@@ -33,6 +33,17 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(process=process)
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forward) for handler in root.handlers):
+        root.addHandler(_Forward(logging.WARNING))
+
+
+class _Forward(logging.Handler):
+    """What libraries log through the standard library, as lines like our own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = {"exc_info": record.exc_info} if record.exc_info else {}
+        get_logger().log(record.levelno, record.getMessage(), logger=record.name, **trace)
 
 
 def get_logger() -> Any:

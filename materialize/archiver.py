@@ -23,6 +23,7 @@ from headrace.errors import HeadraceError, UnknownNameError
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store
+from headrace.stores.letters import forget_letters, pending_letters
 from headrace.stores.markers import Applied, Markers, places
 from headrace.stores.offline import DEAD_LETTERS, OfflineStore, archiver_ownership, event_rows
 from headrace.stores.orders import Order, acknowledge, waiting_orders
@@ -38,6 +39,8 @@ READ_ENTRIES = 1_000
 BLOCK_MS = 250
 CATALOG_EVERY_S = 1.0
 ORDERS_EVERY_S = 0.5
+LETTERS_EVERY_S = 0.5
+LETTER_ENTRIES = 1_000
 DRAIN_S = 5.0
 RETRY_S = (0.2, 10.0)
 
@@ -129,6 +132,7 @@ class Archiver:
         read = self._read(block_ms)
         self.flush(force=False)
         self._publish()
+        self._every("letters", LETTERS_EVERY_S, self._take_letters)
         self._every("orders", ORDERS_EVERY_S, self._obey_orders)
         return read
 
@@ -221,6 +225,13 @@ class Archiver:
                 self._markers.raise_applied("archived", name, partition, lane.archived)
                 lane.published = lane.archived
 
+    def _take_letters(self) -> None:
+        """Append what views gave up on and marks of what was replayed, then take them out of their stream."""
+        rows, offsets, last = pending_letters(self._store, self._project, LETTER_ENTRIES)
+        if last:
+            self.offline.append_letters(rows, offsets, last)
+            forget_letters(self._store, self._project, last)
+
     def _obey_orders(self) -> None:
         for order in waiting_orders(self._store, self._project):
             acknowledge(self._store, self._project, order, "started")
@@ -247,6 +258,7 @@ class Archiver:
                 self.flush(force=False)
             self.flush()
             self._publish()
+            self._take_letters()
         except (redis.RedisError, OSError, HeadraceError) as error:
             log.warning("stopped before the stream was drained; the next start goes on", error=str(error))
 
@@ -277,4 +289,5 @@ def _dead_rows(source: Source, dead: Sequence[DeadLetter]) -> pa.Table:
         "payload": [letter.payload for letter in dead],
         "arrival_time": [letter.arrival_us for letter in dead],
     }
-    return pa.table(columns, schema=DEAD_LETTERS)
+    of_views = {name: [None] * len(dead) for name in DEAD_LETTERS.names if name not in columns}
+    return pa.table(columns | of_views, schema=DEAD_LETTERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def materialize_rows(
     equal event times."""
     winners, null_keys = _newest_per_key(catalog, view, rows)
     run = time.time_ns() // 1_000
-    with Progress(transient=True, disable=not progress, console=Console(stderr=True)) as bar:
+    shown = progress and sys.stderr.isatty()
+    with Progress(transient=True, disable=not shown, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"materialize {view.name}", total=len(winners))
         for chosen in _chunks(winners):
             write_rows(online, catalog, view, _arrived(rows, chosen, run), BATCH, build)

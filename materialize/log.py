@@ -116,13 +116,17 @@ class SourceLog:
         for start in range(first, rows.num_rows, _CHUNK_EVENTS):
             stop = min(start + _CHUNK_EVENTS, rows.num_rows)
             end = Applied(int(offsets[stop - 1]), int(rows[INDEX][stop - 1].as_py()), 0, int(watermarks[stop - 1]))
-            yield self._batch(rows.slice(start, stop - start), times[start:stop], end)
+            before_us = int(watermarks[start - 1]) if start else None
+            yield self._batch(rows.slice(start, stop - start), times[start:stop], end, before_us)
         if last == self.archived:
             yield self._batch(rows.slice(0, 0), times[:0], self.end())
 
-    def _batch(self, rows: pa.Table, times: NDArray[np.int64], end: Applied) -> EventBatch:
+    def _batch(
+        self, rows: pa.Table, times: NDArray[np.int64], end: Applied, before_us: int | None = None
+    ) -> EventBatch:
         table = rows.select([column.name for column in self.source.columns])
         arrivals = np.asarray(rows["arrival_time"].cast(pa.int64()))
         offset, index = np.asarray(rows[OFFSET]), np.asarray(rows[INDEX]).astype(np.int64)
         is_repeat = np.asarray(rows["is_repeat"].combine_chunks()).astype(np.bool_)
-        return EventBatch(self.source, self.partition, table, times, arrivals, offset, index, [], end, is_repeat)
+        place = (self.source, self.partition, table, times, arrivals, offset, index)
+        return EventBatch(*place, [], end, is_repeat, before_us)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import redis
 import structlog
 
@@ -28,8 +27,9 @@ from headrace.stores.markers import Applied, Markers, Ready, places
 from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
 from headrace.stores.stream import Entry, EventStream
-from headrace.stores.view_writes import Arrived, write_rows, write_windows
+from headrace.stores.view_writes import write_rows, write_windows
 from materialize.log import SourceLog
+from materialize.view_shares import ViewShares
 
 __all__ = ["Worker", "run_worker"]
 
@@ -64,7 +64,7 @@ class Worker:
         self._online = OnlineStore(store)
         self._readers: dict[Place, _Reader] = {}
         self._builds: dict[str, int] = {}
-        self.null_keys: dict[str, int] = {}
+        self._shares = ViewShares(store, catalog)
 
     def start(self) -> None:
         """Brings every view to one position per partition, building those that are not ready."""
@@ -77,6 +77,7 @@ class Worker:
         for view in self.catalog.views:
             if self._markers.ready(view) is None:
                 self._set_ready(view)
+        self._shares.counts.clear()  # what was built anew was counted when it came
 
     def _start_partition(self, source: Source, partition: int, held: Applied | None) -> _Reader:
         """Catches up with the archive, which may hold what a store that lost data no longer streams, and builds new
@@ -155,25 +156,18 @@ class Worker:
             for view in self._views(reader.source):
                 self._markers.set_first_event(view, int(batch.event_time_us[0]))
         reader.applied = batch.end
+        self._shares.publish_counts(batch)
         return sum(entry.count for entry in entries)
 
     def _write(self, batch: EventBatch, views: list[FeatureView]) -> None:
-        once = ~batch.is_repeat
-        kept = batch.table.filter(pa.array(once))
-        columns = {name: kept[name].combine_chunks() for name in kept.column_names}
-        stream = int(batch.source.name.startswith("writes/"))
-        times, offset, index = batch.event_time_us[once], batch.offset[once], batch.index[once]
-        events = Arrived(columns, times, offset, index, batch.partition, stream)
-        if not len(times):
-            return
-        rank = DIRECT if stream else STREAM
-        for view in views:
+        rank = DIRECT if batch.source.name.startswith("writes/") else STREAM
+        for view, events in self._shares.of(batch, views):
             build = self._builds[view.name]
             if view.kind == "windowed":
                 skipped = write_windows(self._online, self.catalog, view, events, build)
             else:
                 skipped = write_rows(self._online, self.catalog, view, events, rank, build)
-            self.null_keys[view.name] = self.null_keys.get(view.name, 0) + skipped
+            self._shares.count(view, "null_key", skipped)
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:

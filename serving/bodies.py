@@ -70,12 +70,14 @@ def _loads(raw: bytes) -> Any:
 
 
 def _loads_lenient(raw: bytes, reason: Exception) -> Any:
-    """JSON with the NaN and Infinity that Python's own encoder writes."""
-    try:
-        if b"NaN" in raw or b"Infinity" in raw:
-            return json.loads(raw, parse_constant=lambda name: None if name == "NaN" else name)
-    except (ValueError, RecursionError):
-        pass
+    """JSON with the NaN and Infinity that Python's own encoder writes; all else is judged by the strict parser,
+    which refuses lone surrogates."""
+    if b"NaN" in raw or b"Infinity" in raw:
+        try:
+            plain = json.loads(raw, parse_constant=lambda name: None if name == "NaN" else name)
+            return orjson.loads(json.dumps(plain))
+        except (ValueError, RecursionError) as error:
+            reason = error
     raise RequestError(f"The body must be one JSON object, got {_shown(raw)} ({reason}).")
 
 
@@ -90,6 +92,6 @@ def parse_moment(text: str | None) -> int | None:
         return None
     array, wrong = typed_column([text], Column("as_of", DType.TIMESTAMP))
     if wrong:
-        raise RequestError(f"as_of must be an RFC 3339 moment, got {text!r}; write it like 2013-05-01T12:00:00Z.")
+        raise RequestError(f"{wrong[0]}; write an RFC 3339 moment like 2013-05-01T12:00:00Z.")
     moment: int = array.cast("int64")[0].as_py()
     return moment

@@ -9,6 +9,7 @@ import orjson
 import redis
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from headrace.errors import (
     AsOfError,
@@ -25,6 +26,8 @@ from headrace.telemetry import get_logger
 __all__ = ["HANDLERS", "WireError", "error_response", "on_unexpected_error"]
 
 RETRY_AFTER_S = 1
+CLIENT_GONE = 499
+"""The status that nginx logs for a caller who closed the connection; HTTP has none of its own."""
 
 log = get_logger()
 
@@ -54,7 +57,8 @@ _FEAST_CLASSES = {
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """A reply of Feast's error form."""
+    """A reply of Feast's error form; what of the message UTF-8 cannot hold is written as an escape."""
+    message = message.encode(errors="backslashreplace").decode()
     detail = {"module": "feast.errors", "class": _feast_class(status, message), "message": message}
     body = orjson.dumps(orjson.dumps(detail).decode())
     return Response(body, status, headers=headers, media_type="application/json")
@@ -93,6 +97,11 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     return error_response(error.status_code, message, dict(error.headers or {}))
 
 
+async def on_gone(request: Request, error: Exception) -> Response:
+    """The caller went away before its body had come; nobody reads this, only the metrics count it."""
+    return Response(status_code=CLIENT_GONE)
+
+
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
     """A defect of ours: the log has the trace, the caller a plain 500."""
     log.error("a request failed", path=request.url.path, exc_info=error)
@@ -103,5 +112,6 @@ HANDLERS = {
     HeadraceError: on_headrace_error,
     redis.RedisError: on_store_error,
     HTTPException: on_http_error,
+    ClientDisconnect: on_gone,
     Exception: on_unexpected_error,
 }

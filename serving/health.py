@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import cast
 
+import redis
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from headrace.stores.keys import markers_key
+from headrace.stores.counters import Counted, decode_counts, sources_counts
+from headrace.stores.keys import counters_key, markers_key
 from headrace.stores.markers import ready_field
 from headrace.stores.stream import heads_async
 from headrace.stores.stream_reports import ReportQuery
@@ -40,21 +42,34 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """What the server counts, for Prometheus."""
-    return Response(state_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    """What the server and the worker count, for Prometheus."""
+    state = state_of(request)
+    return Response(state.metrics.render(await _counts(state)), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _counts(state: ServerState) -> dict[Counted, int]:
+    """What the worker has counted; nothing while the store does not answer."""
+    try:
+        raw = await cast(Awaitable[dict[bytes, bytes]], state.store.hgetall(counters_key(state.catalog.project)))
+    except (redis.RedisError, OSError):
+        return {}
+    return decode_counts(raw)
 
 
 @router.get("/streams")
 async def streams(request: Request) -> Response:
     """By source: the last event's position in the stream, in all its views and in the archive; lag and watermark.
 
-    Equal objects mean caught up. A view's direct writes appear as `writes/VIEW` once there are any.
+    Equal objects mean caught up. A view's direct writes appear as `writes/VIEW` once there are any. `counts` are the
+    worker's: events, repeated, late, dead, quarantined, dropped, warned.
     """
     state = state_of(request)
     query = ReportQuery(state.catalog)
     markers = await read_markers(state, query.fields)
     heads = await heads_async(state.store, state.catalog.project, query.places)
-    return json_response(query.report(markers, heads))
+    counts = sources_counts(await _counts(state))
+    report = {name: row | {"counts": counts.get(name, {})} for name, row in query.report(markers, heads).items()}
+    return json_response(report)
 
 
 async def read_markers(state: ServerState, fields: list[str]) -> list[bytes | None]:

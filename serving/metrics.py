@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.stores.counters import Counted
 
 __all__ = ["Metrics", "MetricsMiddleware"]
 
@@ -33,13 +38,32 @@ class Metrics:
             "headrace_pushed_events", "Events taken into the stream.", ("source",), registry=self.registry
         )
 
-    def render(self) -> bytes:
-        """All of them, in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def render(self, worker: Mapping[Counted, int]) -> bytes:
+        """All of them, and what the worker has counted, in Prometheus' text format."""
+        theirs = CollectorRegistry()
+        theirs.register(_WorkerCounts(worker))
+        return generate_latest(self.registry) + generate_latest(theirs)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.latency.labels(route).observe(seconds)
+
+
+class _WorkerCounts(Collector):
+    """The worker's counters: events by source, and by view, with their outcome."""
+
+    def __init__(self, counts: Mapping[Counted, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for kind in ("source", "view"):
+            family = CounterMetricFamily(
+                f"headrace_{kind}_events", f"Events by {kind} and outcome.", labels=(kind, "outcome", "column", "rule")
+            )
+            for (counted, *labels), n in sorted(self._counts.items()):
+                if counted == kind:
+                    family.add_metric(labels, n)
+            yield family
 
 
 class MetricsMiddleware:

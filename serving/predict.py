@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from headrace.errors import DataError, RequestError, UnavailableError, UnknownNameError
 from headrace.read.lookup import LookupResult, lookup, parse_request
+from headrace.read.model_fit import misfit
 from headrace.stores.models import Champions, Model
 from serving.bodies import parse_moment, read_json
 from serving.replies import json_response, moments
@@ -36,6 +37,9 @@ async def predict(request: Request) -> Response:
 
 
 async def _features(state: ServerState, model: Model, body: PredictBody) -> LookupResult:
+    problem = misfit(model.manifest, state.catalog)
+    if problem is not None:
+        raise UnavailableError(f"{problem}.")
     plan = state.plan(model.manifest.service, [], True)
     asked = parse_request(plan, body.entities, state.settings.max_rows)
     state.metrics.rows.inc(asked.rows)

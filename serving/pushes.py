@@ -143,5 +143,5 @@ def _readable(column: Column, values: list[Any]) -> list[Any]:
 
 def _moment_text(column: Column, seconds: int) -> str:
     if not EARLIEST_US <= seconds * 1_000_000 <= LATEST_US:
-        raise RequestError(f"{column.name} must lie in the years 1 to 9999, got {seconds} s since 1970; correct it.")
+        raise RequestError(f"{column.name} must not lie outside the years 1 to 9999, got {seconds} s since 1970.")
     return rfc3339(seconds * 1_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
@@ -18,15 +19,18 @@ BACKLOG = 2_048
 GRACE_S = 10
 
 
-def run_server(settings: Settings, on_listening: Callable[[str], None]) -> None:
+def run_server(settings: Settings, on_listening: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT or SIGTERM, then finish the requests under way.
 
-    `on_listening` gets the URL once the server answers. Raises SettingsError for a set-up that cannot work.
+    `on_listening` gets the URL once the server answers. `stop` is set by signals that came before uvicorn took them
+    over. Raises SettingsError for a set-up that cannot work.
     """
+    stop = stop or threading.Event()
     listener = bind(settings)
     try:
-        server = Server(make_config(settings), lambda: on_listening(url_of(listener)))
-        server.run(sockets=[listener])
+        server = Server(make_config(settings), lambda: on_listening(url_of(listener)), stop)
+        if not stop.is_set():
+            server.run(sockets=[listener])
     finally:
         listener.close()
 
@@ -78,13 +82,18 @@ def make_config(settings: Settings) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it listens."""
+    """uvicorn's server, which says when it listens, and stops at once if `stop` was set while it started."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_listening: Callable[[], None], stop: threading.Event | None = None
+    ) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._stop = stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self._stop is not None and self._stop.is_set():
+            self.should_exit = True
+        elif self.started:
             self._on_listening()

@@ -43,6 +43,7 @@ class ServerState:
         self.metrics = Metrics()
         self.champions = Champions(settings.data_dir)
         self._plans: dict[tuple[Any, ...], LookupPlan] = {}
+        self._stopping = asyncio.Event()
 
     def plan(self, service: str | None, features: list[str], full_names: bool) -> LookupPlan:
         """The plan of a request, made once per catalog."""
@@ -64,9 +65,9 @@ class ServerState:
             self._plans.clear()
 
     async def follow_catalog(self) -> None:
-        """Take every catalog that apply writes; runs until cancelled."""
+        """Take every catalog that apply writes, until `stop_following`."""
         key, seen = catalog_key(self.catalog.project), b""
-        while True:
+        while not self._stopping.is_set():
             try:
                 raw = await self.store.get(key)
                 if raw is not None and raw != seen:
@@ -74,7 +75,15 @@ class ServerState:
                     self._take(catalog_from_json(raw))
             except (redis.RedisError, HeadraceError, ValueError) as error:
                 log.warning("the catalog could not be read", error=str(error))
-            await asyncio.sleep(CATALOG_POLL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), CATALOG_POLL_S)
+
+    async def stop_following(self, following: asyncio.Task[None]) -> None:
+        """End the task that follows the catalog. Cancelling alone may not: the Redis client can take a cancellation
+        that meets a failing connection for a failure of that, and the task would go on for ever."""
+        self._stopping.set()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     def _take(self, catalog: Catalog) -> None:
         if catalog == self.catalog:
@@ -112,8 +121,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await state.stop_following(following)
         await state.store.aclose()
 
 

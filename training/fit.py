@@ -15,15 +15,29 @@ from numpy.typing import NDArray
 
 from headrace.errors import DataError
 from headrace.settings import Settings
-from headrace.stores.models import Manifest, Model, ModelInput, model_frame, model_inputs, promote, save_model
+from headrace.stores.models import (
+    Manifest,
+    Model,
+    ModelInput,
+    champion_of,
+    model_frame,
+    model_inputs,
+    promote,
+    save_model,
+)
+from headrace.telemetry import get_logger
 from training.config import ModelConfig
 from training.evaluate import evaluate
 from training.rows import TrainingRows, training_rows
 
-__all__ = ["Split", "fit_baseline", "split_by_time", "train", "train_on"]
+__all__ = ["Split", "beats_chance", "fit_baseline", "objections", "split_by_time", "train", "train_on"]
+
+log = get_logger()
 
 TIME = "event_timestamp"
 BINS = 16
+CHANCE = 0.5
+FEWEST_ROWS = 10
 RARE = 100
 """Categories of fewer rows are taken together."""
 LIBRARIES = ("scikit-learn", "skops", "numpy", "scipy", "pyarrow")
@@ -39,16 +53,36 @@ class Split:
     cut_us: int
 
 
-def train(settings: Settings, config: ModelConfig, *, make_champion: bool = True) -> Manifest:
-    """Build the training rows of `config`, fit, evaluate, save, and make the result the champion.
+def train(settings: Settings, config: ModelConfig, *, make_champion: bool | None = None) -> Manifest:
+    """Build the training rows of `config`, fit, evaluate, save, and make the result the champion: always, never, or
+    (None) if it beats chance; the log says what speaks against it.
 
     Raises UnknownNameError, DataError and DefinitionError for what the catalog, the labels or the features lack.
     """
     manifest, pipeline = train_on(training_rows(settings, config), config)
     saved = save_model(settings.data_dir, manifest, pipeline)
-    if make_champion:
+    for objection in objections(saved, champion_of(settings.data_dir, saved.name)):
+        log.warning(objection, model=saved.name, version=saved.version)
+    if make_champion or (make_champion is None and beats_chance(saved)):
         promote(settings.data_dir, saved.name, saved.version)
     return saved
+
+
+def beats_chance(manifest: Manifest) -> bool:
+    """Whether the model ranks its test rows better than a coin does."""
+    return manifest.metrics["roc_auc"] > CHANCE
+
+
+def objections(manifest: Manifest, champion: Manifest | None) -> list[str]:
+    """What speaks against making the model the champion: it does not beat chance, or does worse than `champion` did
+    on its own, older, test rows."""
+    auc, found = manifest.metrics["roc_auc"], []
+    if not beats_chance(manifest):
+        found.append(f"ROC AUC {auc:.4f} is no better than chance")
+    before = champion.metrics.get("roc_auc") if champion is not None else None
+    if champion is not None and before is not None and auc < before:
+        found.append(f"ROC AUC {auc:.4f} is below the champion's, version {champion.version}: {before:.4f}")
+    return found
 
 
 def train_on(rows: TrainingRows, config: ModelConfig) -> tuple[Manifest, Any]:
@@ -58,6 +92,7 @@ def train_on(rows: TrainingRows, config: ModelConfig) -> tuple[Manifest, Any]:
     inputs = model_inputs([*config.keys, *rows.features], known)
     times_us = known[TIME].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     split = split_by_time(times_us, config.test_fraction, config.label_delay_us)
+    _refuse_few(len(split.train), len(split.test))
     pipeline = fit_baseline(inputs, known.take(pa.array(split.train)), truth[split.train])
     manifest = Manifest(
         name=config.name,
@@ -95,6 +130,14 @@ def split_by_time(times_us: NDArray[np.int64], test_fraction: float, label_delay
             f"got none of {len(times_us)}; give more rows, or a smaller test_fraction or label_delay."
         )
     return parts
+
+
+def _refuse_few(train_rows: int, test_rows: int) -> None:
+    if min(train_rows, test_rows) < FEWEST_ROWS:
+        raise DataError(
+            f"A model is fitted and evaluated on at least {FEWEST_ROWS} label rows each, got {train_rows} to fit and "
+            f"{test_rows} to evaluate; give more rows."
+        )
 
 
 def fit_baseline(inputs: Sequence[ModelInput], rows: pa.Table, truth: NDArray[np.bool_]) -> Any:

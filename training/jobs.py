@@ -154,11 +154,12 @@ def _compact(settings: Settings, job: Job) -> str:
 
 
 def _retrain(settings: Settings, job: Job) -> str:
-    from training.fit import train
+    from training.fit import beats_chance, train
 
     manifest = train(settings, load_config(settings.repo).model(str(job.target)))
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items())
-    return f"{manifest.name} version {manifest.version}: {metrics}"
+    kept = "" if beats_chance(manifest) else ", not promoted: no better than chance"
+    return f"{manifest.name} version {manifest.version}{kept}: {metrics}"
 
 
 _KINDS = {"materialize": _materialize, "compact": _compact, "retrain": _retrain}

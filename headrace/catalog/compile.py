@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from feast import Entity as FeastEntity
@@ -39,7 +40,7 @@ from headrace.catalog.refuse import (
 from headrace.catalog.schema import refuse_twice
 from headrace.errors import DefinitionError
 
-__all__ = ["compile_repo", "notes_of", "sources_of", "views_of"]
+__all__ = ["compile_repo", "name_notes", "notes_of", "places_of", "sources_of", "views_of"]
 
 Known = Mapping[str, View | OnDemandView]
 
@@ -56,7 +57,7 @@ def compile_repo(
     views = views_of(repo)
     pushed = [source for source in sources_of(repo) if isinstance(source, PushSource)]
     sources = {source.name: compile_source(source, repo.root) for source in pushed}
-    compiler = Compiler(repo.root, {entity.name: entity for entity in repo.of(FeastEntity)}, sources)
+    compiler = Compiler(repo.root, {entity.name: entity for entity in repo.of(FeastEntity)}, sources, repo.modules)
     entities = compiler.entities_of(views)
     compiled = [compiler.view(view, entities) for view in views]
     known: dict[str, View | OnDemandView] = {view.name: view for view in compiled}
@@ -319,13 +320,40 @@ def notes_of(repo: Repo) -> list[str]:
     return notes
 
 
+def name_notes(catalog: Catalog) -> list[str]:
+    """Services in which short names collide, so that they can be asked with full feature names alone."""
+    notes = []
+    for service in catalog.services:
+        names = [name for reference in service.references for name in reference.features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            notes.append(
+                f"Service {service.name!r}: {', '.join(map(repr, twice[:3]))} {'is' if len(twice) == 1 else 'are'} in "
+                "more than one view; ask with full_feature_names (--full-feature-names)."
+            )
+    return notes
+
+
+def places_of(repo: Repo) -> dict[str, str]:
+    """File and line of the functions of on-demand feature views and of transforms, by view."""
+    places = {}
+    for view in [*repo.of(OnDemandFeatureView), *views_of(repo)]:
+        code = getattr(getattr(getattr(view, "feature_transformation", None), "udf", None), "__code__", None)
+        if code is not None:
+            file = Path(code.co_filename)
+            shown = file.relative_to(repo.root) if file.is_relative_to(repo.root) else file
+            places[view.name] = f"{shown}, line {code.co_firstlineno}"
+    return places
+
+
 def _file_notes(repo: Repo, view: FeatureView) -> list[str]:
     batch = view.batch_source
     if not isinstance(batch, FileSource):
         return []
     exists = file_path(batch, repo.root).exists()
-    if exists and getattr(view, "aggregations", None):
-        return [f"View {view.name!r}: file {batch.path!r} is not read for windows; push its rows as events."]
+    if exists and (getattr(view, "aggregations", None) or getattr(view, "udf", None)):
+        what = "windows" if getattr(view, "aggregations", None) else "a view with a transform"
+        return [f"View {view.name!r}: file {batch.path!r} is not read for {what}; push its rows as events."]
     if not exists and view.stream_source is None:
         return [f"View {view.name!r}: file {batch.path!r} does not exist yet; write it before materializing."]
     return []

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from feast import FileSource, PushSource
 
 from headrace.catalog.definitions import BatchSource, Column, DType, Source
+from headrace.catalog.expectations import expectations_of_tag
 from headrace.catalog.refuse import refuse_file_source, refuse_push_source
-from headrace.catalog.schema import dtype_of_arrow, parse_ddl, refuse_reserved
+from headrace.catalog.schema import dtype_of_arrow, parse_ddl, refuse_reserved, refuse_same_but_case
 from headrace.errors import DataError, DefinitionError
 from headrace.windows.window import parse_duration_us
 
@@ -35,6 +36,7 @@ def compile_source(source: PushSource, root: Path) -> Source:
     timestamp = timestamp_of(batch)
     _check_timestamp(columns, timestamp, who)
     refuse_reserved(columns, timestamp, who)
+    refuse_same_but_case((column.name for column in columns), who)
     return Source(
         name=source.name,
         columns=columns,
@@ -43,6 +45,7 @@ def compile_source(source: PushSource, root: Path) -> Source:
         partitions=_partitions(source.tags, who),
         dedup_horizon_us=_duration(source.tags, "dedup_horizon", who),
         max_future_us=_duration(source.tags, "max_future_skew", who),
+        expectations=expectations_of_tag(source.tags, columns, timestamp, who),
         description=source.description,
     )
 

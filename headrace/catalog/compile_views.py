@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -19,9 +20,11 @@ from feast import FileSource, PushSource
 from feast.aggregation import Aggregation as FeastAggregation
 
 from headrace.catalog.compile_sources import compile_batch_source, file_types, timestamp_of
+from headrace.catalog.compile_transforms import compile_transform, transformed_columns
 from headrace.catalog.definitions import Aggregation, BatchSource, Column, DType, Entity, FeatureView, Source
+from headrace.catalog.expectations import expectations_of_tag
 from headrace.catalog.feast_types import dtype_of_entity, dtype_of_feast, duration_us
-from headrace.catalog.schema import RESERVED_COLUMNS, can_cast, refuse_twice
+from headrace.catalog.schema import RESERVED_COLUMNS, can_cast, refuse_same_but_case, refuse_twice
 from headrace.errors import DefinitionError
 from headrace.windows.functions import output_dtype
 from headrace.windows.window import default_hop_us, format_duration
@@ -40,11 +43,13 @@ def fingerprint(content: Any) -> str:
 
 @dataclass
 class Compiler:
-    """What views are compiled against: the repo's folder, its entities as Feast has them, its compiled sources."""
+    """What views are compiled against: the repo's folder, its entities as Feast has them, its compiled sources, and
+    its modules by name, from which functions are carried."""
 
     root: Path
     feast_entities: Mapping[str, FeastEntity]
     sources: Mapping[str, Source]
+    modules: Mapping[str, ModuleType] = field(default_factory=dict)
 
     def entities_of(self, views: Iterable[FeastView]) -> dict[str, Entity]:
         """Every entity with the type of its join key: its value_type, else what its views' columns say.
@@ -75,9 +80,9 @@ class Compiler:
         return {column.dtype for column in self.columns_of(view) if column.name == key}
 
     def columns_of(self, view: FeastView) -> tuple[Column, ...]:
-        """The columns that the view's source holds; none for a batch view whose file does not exist."""
+        """The columns that the view sees of its source; none for a batch view whose file does not exist."""
         if isinstance(view.stream_source, PushSource):
-            return self.sources[view.stream_source.name].columns
+            return transformed_columns(view, self.sources[view.stream_source.name])
         assert isinstance(view.batch_source, FileSource)
         types = file_types(view.batch_source, self.root) or {}
         return tuple(Column(name, dtype) for name, dtype in types.items() if dtype is not None)
@@ -96,11 +101,10 @@ class Compiler:
         return replace(compiled, fingerprint=fingerprint(self._content(compiled, key_types)))
 
     def _windowed(self, view: FeastView, keys: tuple[Column, ...]) -> FeatureView:
-        source = self._source(view, keys)
+        source, common = self._source(view, keys), self._common(view, "windowed")
         aggregations = tuple(compile_aggregation(view.name, item, source) for item in view.aggregations)
         features = tuple(Column(item.feature, item.dtype) for item in aggregations)
         _check_declared(view, features)
-        common = _common(view, "windowed")
         return FeatureView(**common, features=features, source=source.name, aggregations=aggregations)
 
     def _plain(self, view: FeastView, keys: tuple[Column, ...]) -> FeatureView:
@@ -111,9 +115,9 @@ class Compiler:
         features = _declared(view) or tuple(column for column in source.columns if column.name not in others)
         for feature in features:
             _check_column(view, feature, source)
-        found = file_types(batch, self.root)
+        common = self._common(view, "plain") | {"ttl_us": _ttl_us(view)}
+        found = None if common["transform"] else file_types(batch, self.root)
         compiled = None if found is None else self._batch_source(view, batch, (*keys, *features), found)
-        common = _common(view, "plain") | {"ttl_us": _ttl_us(view)}
         return FeatureView(**common, features=features, source=source.name, batch=compiled)
 
     def _batch(self, view: FeastView, keys: tuple[Column, ...]) -> FeatureView:
@@ -122,12 +126,33 @@ class Compiler:
         found = file_types(batch, self.root)
         features = _declared(view) or _from_file(view, batch, found, keys)
         compiled = self._batch_source(view, batch, (*keys, *features), found)
-        return FeatureView(**_common(view, "batch"), features=features, batch=compiled, ttl_us=_ttl_us(view))
+        return FeatureView(**self._common(view, "batch"), features=features, batch=compiled, ttl_us=_ttl_us(view))
+
+    def _common(self, view: FeastView, kind: str) -> dict[str, Any]:
+        """What every kind of view has."""
+        common: dict[str, Any] = {"transform": None, "expectations": ()}
+        who = f"view {view.name!r}"
+        if isinstance(view.stream_source, PushSource):
+            source = self.sources[view.stream_source.name]
+            common["transform"] = compile_transform(view, source, self.root, self.modules)
+            common["expectations"] = expectations_of_tag(view.tags, source.columns, source.timestamp, who)
+        elif "expect" in view.tags:
+            raise DefinitionError(f"The tag expect belongs to a view of events, {who} reads a file; take it out.")
+        return common | {
+            "name": view.name,
+            "kind": kind,
+            "entities": tuple(view.entities),
+            "fingerprint": "",
+            "online": view.online,
+            "description": view.description,
+            "tags": tuple(sorted(view.tags.items())),
+        }
 
     def _source(self, view: FeastView, keys: tuple[Column, ...]) -> Source:
-        """The view's stream, found to hold its join keys and event time."""
+        """The view's stream as its transform leaves it, found to hold its join keys and event time."""
         assert view.stream_source is not None
         source = self.sources[view.stream_source.name]
+        source = replace(source, columns=transformed_columns(view, source))
         stated = getattr(view, "timestamp_field", "") or source.timestamp
         if stated != source.timestamp:
             raise DefinitionError(
@@ -155,6 +180,7 @@ class Compiler:
         content["features"] = [(feature.name, feature.dtype) for feature in view.features]
         if view.source is not None:
             content["source"] = _source_content(self.sources[view.source], view, {key for _, key, _ in key_types})
+        content |= _share_content(view)
         if view.kind == "windowed":
             return content | {"aggregations": [asdict(item) for item in view.aggregations]}
         content["ttl_us"] = view.ttl_us
@@ -163,12 +189,25 @@ class Compiler:
         return content
 
 
+def _share_content(view: FeatureView) -> dict[str, Any]:
+    """What changes which rows a view has; what only warns does not."""
+    content: dict[str, Any] = {}
+    if view.transform is not None:
+        content["transform"] = asdict(view.transform)
+    expected = [asdict(item) for item in view.expectations if item.action != "warn"]
+    return content | ({"expectations": expected} if expected else {})
+
+
 def _source_content(source: Source, view: FeatureView, keys: set[str]) -> dict[str, Any]:
     """What of `source` changes values of `view`: a column that it does not read changes none."""
     read = keys | {item.column for item in view.aggregations} | {source.timestamp}
     if view.kind != "windowed":
         read |= {feature.name for feature in view.features}
-    return {
+    read |= {item.column for item in view.expectations}
+    if view.transform is not None:
+        read |= {column.name for column in source.columns}
+    expected = [asdict(item) for item in source.expectations if item.action != "warn"]
+    return ({"expectations": expected} if expected else {}) | {
         "name": source.name,
         "columns": sorted((column.name, column.dtype) for column in source.columns if column.name in read),
         "timestamp": source.timestamp,
@@ -189,18 +228,6 @@ def _entity(entity: FeastEntity, evidence: set[DType]) -> Entity:
     if dtype not in (DType.INT32, DType.INT64, DType.STRING):
         raise DefinitionError(f"A join key is a string or an integer, {entity.join_key!r} of {who} is {dtype}.")
     return Entity(entity.name, entity.join_key, dtype, entity.description)
-
-
-def _common(view: FeastView, kind: str) -> dict[str, Any]:
-    return {
-        "name": view.name,
-        "kind": kind,
-        "entities": tuple(view.entities),
-        "fingerprint": "",
-        "online": view.online,
-        "description": view.description,
-        "tags": tuple(sorted(view.tags.items())),
-    }
 
 
 def compile_aggregation(view: str, item: FeastAggregation, source: Source) -> Aggregation:
@@ -281,7 +308,8 @@ def _check_column(view: FeastView, feature: Column, source: Source) -> None:
 
 
 def _check_features(view: FeatureView, keys: tuple[Column, ...]) -> None:
-    """Raises DefinitionError for features of one name, of a join key's name, or of a name we write with."""
+    """Raises DefinitionError for features of one name, of a join key's name, or of a name we write with; in a view
+    that takes rows directly names must differ in more than case."""
     if not view.features:
         raise DefinitionError(f"View {view.name!r} has no features; declare them by schema=[Field(...), ...].")
     names = [feature.name for feature in view.features]
@@ -289,11 +317,13 @@ def _check_features(view: FeatureView, keys: tuple[Column, ...]) -> None:
     taken = {key.name for key in keys}
     written = set() if view.kind == "windowed" else set(WRITE_COLUMNS)
     for name in names:
-        if name in taken | written:
+        if name in taken or name.lower() in written:
             other = "its join key" if name in taken else "a column that every row has"
             raise DefinitionError(f"Feature {name!r} of view {view.name!r} is named like {other}; rename it.")
-    for name in taken & written:
+    for name in (name for name in taken if name.lower() in written):
         raise DefinitionError(f"Join key {name!r} of view {view.name!r} is named like a column that every row has.")
+    if view.kind != "windowed":
+        refuse_same_but_case([*taken, *names], f"view {view.name!r}")
 
 
 def _column(columns: Iterable[Column], name: str, where: str, source: str) -> Column:

@@ -223,6 +223,10 @@ class Catalog:
             return self._named[kind][name]
         except KeyError:
             known = ", ".join(sorted(self._named[kind])) or "none"
+            if kind == "views" and self.is_on_demand(name):
+                raise UnknownNameError(
+                    f"{name!r} is an on-demand feature view, computed at each read; name a stored one: {known}."
+                ) from None
             raise UnknownNameError(f"There is no {word} {name!r}; the catalog has: {known}.") from None
 
     def entity(self, name: str) -> Entity:

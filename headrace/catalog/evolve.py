@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from headrace.catalog.definitions import Catalog, FeatureView, Source
+from headrace.catalog.definitions import Catalog, FeatureView, Source, write_source
 from headrace.errors import DefinitionError
 from headrace.windows.window import format_duration
 
-__all__ = ["Change", "changes", "refuse_unsafe"]
+__all__ = ["Change", "changes", "refuse_unsafe", "shown_item"]
 
 KINDS = {
     "entities": "entity",
@@ -64,8 +64,8 @@ def _details(old: Any, new: Any) -> Iterator[str]:
     """One line for each field that differs, and what follows for the stored values."""
     before, after = asdict(old), asdict(new)
     for name in after:
-        if before[name] != after[name] and name not in ("fingerprint", "generation"):
-            yield f"{name}: {_shown(before[name])} -> {_shown(after[name])}"
+        if before[name] != after[name] and name not in ("fingerprint", "generation", "added"):
+            yield f"{name}: {_difference(before[name], after[name])}"
     if isinstance(new, FeatureView):
         if old.fingerprint != new.fingerprint:
             yield f"fingerprint: {old.fingerprint} -> {new.fingerprint}: the view is rebuilt"
@@ -75,17 +75,41 @@ def _details(old: Any, new: Any) -> Iterator[str]:
         yield f"fingerprint: {before['fingerprint']} -> {after['fingerprint']}"
 
 
+def _difference(before: Any, after: Any) -> str:
+    """What left a list (-) and what came (+); a scalar's two values."""
+    if not (isinstance(before, tuple | list) and isinstance(after, tuple | list)):
+        return f"{_shown(before)} -> {_shown(after)}"
+    old, new = list(_parts(before)), list(_parts(after))
+    signed = [f"- {text}" for text in old if text not in new] + [f"+ {text}" for text in new if text not in old]
+    if signed:
+        return ", ".join(signed)
+    same = sorted(map(str, before)) == sorted(map(str, after))
+    return f"in another order: {', '.join(new)}" if same else f"{before} -> {after}"
+
+
+def _parts(items: Iterable[Any]) -> Iterator[str]:
+    """Each item in a line, what is taken of a view feature by feature."""
+    for item in items:
+        if isinstance(item, dict) and "view" in item:
+            keys = "".join(f" by {theirs} for {ours}" for ours, theirs in item["join_key_map"])
+            yield from (f"{item['name']}:{feature}{keys}" for feature in item["features"])
+        else:
+            yield shown_item(item)
+
+
 def _shown(value: Any) -> str:
     """A field's value in one line: columns as names and types, other records by what names them."""
     if isinstance(value, dict):
-        return str(value.get("path", value))
+        code = value.get("code")
+        return str(value.get("path", value)) if code is None else f"{value['mode']}, {_shown(code)}"
     if isinstance(value, tuple | list):
-        return "(" + ", ".join(_item(item) for item in value) + ")"
+        return "(" + ", ".join(shown_item(item) for item in value) + ")"
     text = str(value)
     return text if "\n" not in text else f"{len(text.splitlines())} lines"
 
 
-def _item(item: Any) -> str:
+def shown_item(item: Any) -> str:
+    """One item of a list in one line: an aggregation as `s = sum(amount) over 1h by 5m`, a column with its type."""
     if not isinstance(item, dict):
         return _shown(item)
     if "feature" in item:
@@ -94,14 +118,16 @@ def _item(item: Any) -> str:
         return f"{item['feature']} = {item['function']}({item['column']}) over {window}{hop}"
     if "view" in item:
         return f"{item['name']}[{', '.join(item['features'])}]"
-    return f"{item['name']} {item['dtype']}" if "dtype" in item else str(item)
+    if "rule" in item:
+        return f"{item['column']} {item['text']}: {item['action']}"
+    return f"{item['name']} {item['dtype']}" if "dtype" in item else ", ".join(f"{k}={v}" for k, v in item.items())
 
 
 def refuse_unsafe(previous: Catalog | None, catalog: Catalog) -> None:
     """Raises DefinitionError for a change after which archived events or stored values would mean something else.
 
     Such are: another project or clock; a source that loses a column, gives one another type, takes another event
-    time or fewer partitions; a view of another kind.
+    time or fewer partitions; a view of another kind; a plain or batch view that gives a column another type.
     """
     if previous is None:
         return
@@ -125,6 +151,20 @@ def refuse_unsafe(previous: Catalog | None, catalog: Catalog) -> None:
             raise DefinitionError(
                 f"A view keeps its kind, {view.name!r} was {old_views[view.name].kind} and would be {view.kind}; "
                 "give the new view another name."
+            )
+        if view.name in old_views and view.kind != "windowed":
+            _check_written(write_source(previous, old_views[view.name]), write_source(catalog, view), view.name)
+
+
+def _check_written(old: Source, new: Source, view: str) -> None:
+    """Rows written into a view are archived like events: their columns keep their types."""
+    before = {column.name: column.dtype for column in old.columns}
+    for column in new.columns:
+        found = before.get(column.name, column.dtype)
+        if found is not column.dtype:
+            raise DefinitionError(
+                f"A plain or batch view keeps its columns' types, view {view!r} had {column.name!r} as {found} and "
+                f"would have it as {column.dtype}; give the new view another name."
             )
 
 

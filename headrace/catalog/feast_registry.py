@@ -7,21 +7,29 @@ one, under a configuration without online store, so that it creates and deletes 
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, OnDemandFeatureView, Project, RepoConfig
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.feature_view_projection import FeatureViewProjection
+from feast.repo_config import RegistryConfig
 
 from headrace.catalog.compile import sources_of, views_of
 from headrace.catalog.definitions import Catalog, Column, ViewReference
 from headrace.catalog.feast_types import feast_type, value_type
 from headrace.catalog.load import FEAST_WARNINGS, Repo
+from headrace.catalog.project import CONFIG_FILE
 from headrace.errors import HeadraceError, SettingsError
 
-__all__ = ["register"]
+__all__ = ["register", "try_to_register"]
+
+NOT_REGISTERED = ("online_store", "batch_engine")
 
 
 def register(repo: Repo, catalog: Catalog) -> str:
@@ -29,13 +37,39 @@ def register(repo: Repo, catalog: Catalog) -> str:
 
     Raises SettingsError if feature_store.yaml or the registry is not as Feast wants it.
     """
+    with _refusals():
+        config = _config(repo)
+        if _is_file(config):
+            path = repo.root / config.registry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            config.registry.path = str(path)
+        store = FeatureStore(config=config)
+        store.apply(_copies(repo, catalog))
+        _forget(store, repo)
+        return _place(store.config.registry.path)
+
+
+def try_to_register(repo: Repo, catalog: Catalog) -> None:
+    """Raises SettingsError for what `register` would refuse, by a registry that is thrown away; changes nothing."""
+    with _refusals(), tempfile.TemporaryDirectory() as folder:
+        config = _config(repo)
+        if not config.registry.path:
+            raise SettingsError("The registry has no path; write registry: data/registry.db in feature_store.yaml.")
+        kept = {key: value for key, value in repo.config.items() if key not in (*NOT_REGISTERED, "registry")}
+        scratch = RegistryConfig(path=str(Path(folder) / "registry.db"))
+        config = RepoConfig(**kept, online_store=None, registry=scratch)
+        config.repo_path = repo.root
+        FeatureStore(config=config).apply(_copies(repo, catalog))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Feast refuses as our error, its usual warnings unsaid."""
     with warnings.catch_warnings():
         for message in FEAST_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         try:
-            store = FeatureStore(config=_config(repo))
-            store.apply(_copies(repo, catalog))
-            _forget(store, repo)
+            yield
         except HeadraceError:
             raise
         except Exception as error:
@@ -43,19 +77,23 @@ def register(repo: Repo, catalog: Catalog) -> str:
                 f"Feast refuses to register the definitions: {type(error).__name__}: {error}; "
                 "correct feature_store.yaml or the definition."
             ) from error
-        return _place(store.config.registry.path)
 
 
 def _config(repo: Repo) -> RepoConfig:
     """The user's configuration without what Feast would change or compute with."""
-    kept = {key: value for key, value in repo.config.items() if key not in ("online_store", "batch_engine")}
+    if not repo.config.get("registry"):
+        raise SettingsError(
+            f"{repo.root / CONFIG_FILE} names no registry, which Feast requires; add the line "
+            "'registry: data/registry.db'."
+        )
+    kept = {key: value for key, value in repo.config.items() if key not in NOT_REGISTERED}
     config = RepoConfig(**kept, online_store=None)
     config.repo_path = repo.root
-    if config.registry.registry_type == "file" and "://" not in config.registry.path:
-        path = repo.root / config.registry.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        config.registry.path = str(path)
     return config
+
+
+def _is_file(config: RepoConfig) -> bool:
+    return config.registry.registry_type == "file" and "://" not in config.registry.path
 
 
 def _place(path: str) -> str:

@@ -11,9 +11,11 @@ import yaml
 
 from headrace.errors import SettingsError
 
-__all__ = ["CONFIG_FILE", "project_of", "read_config"]
+__all__ = ["CONFIG_FILE", "HOW_TO_BEGIN", "project_of", "read_config"]
 
 CONFIG_FILE = "feature_store.yaml"
+LINES = "'project: my_project', 'registry: data/registry.db' and 'provider: local'"
+HOW_TO_BEGIN = f"create it with the lines {LINES}"
 
 
 def read_config(repo: Path) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def read_config(repo: Path) -> dict[str, Any]:
     path = repo / CONFIG_FILE
     if not path.is_file():
         raise SettingsError(
-            f"A repo holds a {CONFIG_FILE}, {repo} has none; create it with the line 'project: my_project', "
+            f"A repo holds a {CONFIG_FILE}, {repo} has none; {HOW_TO_BEGIN}, "
             "or name another folder by --repo or HEADRACE_REPO."
         )
     try:
@@ -32,7 +34,7 @@ def read_config(repo: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {error}; correct it.") from None
     if not isinstance(config, dict):
-        raise SettingsError(f"{path} holds no settings; give it at least 'project: my_project'.")
+        raise SettingsError(f"{path} holds no settings; give it at least the lines {LINES}.")
     _check_project(config.get("project"), path)
     return config
 

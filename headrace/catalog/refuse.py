@@ -23,6 +23,7 @@ from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.labeling.label_view import LabelView
 from feast.permissions.permission import Permission
 
+from headrace.catalog.tags import SOURCE_TAGS, VIEW_TAGS, refuse_tags
 from headrace.errors import DefinitionError
 
 __all__ = [
@@ -96,6 +97,7 @@ def refuse_push_source(source: PushSource) -> None:
     refuse_name(source.name, "a source", "/\\%")
     if source.name in RESERVED_SOURCES:
         raise DefinitionError(f"{who} has a name that Headrace's own streams begin with; rename it.")
+    refuse_tags(source.tags, SOURCE_TAGS, who)
     batch = source.batch_source
     _refuse(
         who,
@@ -140,8 +142,10 @@ def refuse_view(view: FeatureView) -> None:
     """Raises DefinitionError for a FeatureView or StreamFeatureView with an option that we do not have."""
     refuse_object(view)
     refuse_name(view.name, "a feature view", "@:/")
+    refuse_tags(view.tags, VIEW_TAGS, f"{type(view).__name__} {view.name!r}")
     stream = isinstance(view, StreamFeatureView)
-    udf = getattr(view, "udf", None) or getattr(view, "feature_transformation", None)
+    udf = getattr(view, "udf", None)
+    mode = getattr(view.mode, "value", view.mode)
     source = view.stream_source or view.batch_source
     _refuse(
         f"{type(view).__name__} {view.name!r}",
@@ -154,7 +158,21 @@ def refuse_view(view: FeatureView) -> None:
                 f"a source of {type(source).__name__}",
                 "use a PushSource for events and a FileSource (Parquet) for rows",
             ),
-            (udf is not None, "a udf", "aggregate the source's columns, or compute in an on-demand feature view"),
+            (
+                udf is not None and not isinstance(view.stream_source, PushSource),
+                "a udf over a file",
+                "transform the file's rows before, or compute in an on-demand feature view",
+            ),
+            (
+                udf is None and getattr(view, "feature_transformation", None) is not None,
+                "a feature_transformation",
+                "write a StreamFeatureView with udf=function and mode='pandas'",
+            ),
+            (
+                udf is not None and mode != "pandas",
+                f"the mode {mode!r}",
+                "use mode='pandas' (for Polars with tags={'engine': 'polars'})",
+            ),
             (stream and bool(getattr(view, "stream_engine", None)), "stream_engine", "leave it out"),
             (
                 stream and bool(getattr(view, "tiling_hop_size", None)),

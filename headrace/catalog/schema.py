@@ -17,6 +17,7 @@ __all__ = [
     "dtype_of_ddl",
     "parse_ddl",
     "refuse_reserved",
+    "refuse_same_but_case",
     "refuse_twice",
     "render_ddl",
 ]
@@ -40,7 +41,7 @@ _COLUMN = re.compile(r"(?:`(?P<quoted>[^`]+)`|(?P<name>\S+?))(?:\s+|\s*:\s*)(?P<
 def dtype_of_ddl(word: str, where: str) -> DType:
     """The type called `word` in DDL, in any case; `where` names the column in the DefinitionError."""
     try:
-        return _BY_DDL[word.strip().lower()]
+        return _BY_DDL[str(word).strip().lower()]
     except KeyError:
         known = ", ".join(words[0] for words in _DDL.values())
         raise DefinitionError(f"{where} has the type {word!r}; use one of {known}.") from None
@@ -83,13 +84,26 @@ def refuse_twice(names: Sequence[str], where: str) -> None:
         raise DefinitionError(f"Names in {where} must differ, {', '.join(map(repr, twice))} occurs twice; rename one.")
 
 
+def refuse_same_but_case(names: Iterable[str], where: str) -> None:
+    """Raises DefinitionError if two names differ only in case: the archive's tables take them for one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        known = seen.setdefault(name.lower(), name)
+        if known != name:
+            raise DefinitionError(
+                f"Columns of {where} must differ in more than case, {known!r} and {name!r} do not; rename one."
+            )
+
+
 def refuse_reserved(columns: Iterable[Column], timestamp: str, where: str) -> None:
-    """Raises DefinitionError if a column other than the timestamp bears a name that the archive adds."""
+    """Raises DefinitionError if a column bears, in any case, a name that the archive adds; the timestamp alone may be
+    called `event_time`, which is what the archive means by it."""
     for column in columns:
-        if column.name in RESERVED_COLUMNS and column.name != timestamp:
+        is_event_time = column.name == timestamp == "event_time"
+        if column.name.lower() in RESERVED_COLUMNS and not is_event_time:
             raise DefinitionError(
                 f"Column {column.name!r} of {where} has a name that the archive adds to every event "
-                f"({', '.join(RESERVED_COLUMNS)}); rename it, or make it the timestamp."
+                f"({', '.join(RESERVED_COLUMNS)}); rename it (only the timestamp may be called event_time)."
             )
 
 

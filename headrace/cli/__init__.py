@@ -28,6 +28,8 @@ COMMANDS = {
     "dataset": ("headrace.cli.dataset", "Build a point-in-time-correct training set."),
     "train": ("headrace.cli.training", "Fit and evaluate the baseline model of a service."),
     "jobs": ("headrace.cli.training", "Show the scheduled jobs, or run one now."),
+    "preview": ("headrace.cli.preview", "Run a view on sample events, before anything is applied."),
+    "dead-letters": ("headrace.cli.dead_letters", "List events that are in no view, or not in one; replay them."),
     "explain": ("headrace.cli.inspect", "Show the events, tiles and positions behind a value."),
     "doctor": ("headrace.cli.inspect", "Check the set-up and say what to mend."),
     "demo": ("headrace.cli.demo", "Run the whole path on a real year of flights."),
@@ -44,7 +46,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from headrace.cli.common import counted
 from headrace.errors import HeadraceError
 from headrace.settings import Settings
 
@@ -22,6 +23,7 @@ __all__ = ["Finding", "run_checks"]
 
 Level = Literal["ok", "warn", "fail"]
 _SMALL_DISK_BYTES = 1 << 30
+_APPLY = "run headrace apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,19 @@ class Finding:
         return asdict(self)
 
 
-def run_checks(settings: Settings) -> list[Finding]:
-    """All findings; a check that another's failure makes impossible is left out."""
+def run_checks(settings: Settings, url: str | None = None) -> list[Finding]:
+    """All findings, of the server at `url` (unset: the one that runs over the data directory, else the configured
+    address); a check that another's failure makes impossible is left out. Starts no store for a folder of no project.
+    """
+    from headrace.stores.catalogs import find_project, load_catalog
+
     found = [*_guard("definitions", lambda: _definitions(settings)), *_guard("data directory", lambda: _disk(settings))]
+    try:
+        project = find_project(settings)
+    except HeadraceError:
+        return found
+    if settings.redis_url is None and not (settings.data_dir / "store").is_dir():
+        return [*found, Finding("fail", "catalog", f"nothing was applied yet in {settings.data_dir}; {_APPLY}.")]
     try:
         from headrace.stores.connection import open_store
 
@@ -47,15 +59,15 @@ def run_checks(settings: Settings) -> list[Finding]:
         return [*found, Finding("fail", "online store", str(error))]
     found += _guard("online store", lambda: _store(store, settings))
     try:
-        from headrace.stores.catalogs import find_project, load_catalog
-
-        catalog = load_catalog(store, find_project(settings))
+        catalog = load_catalog(store, project)
     except HeadraceError as error:
         return [*found, Finding("fail", "catalog", str(error))]
     found += _guard("catalog", lambda: _catalog(catalog, settings))
     found += _guard("views", lambda: _views(store, catalog))
     found += _guard("streams", lambda: _streams(store, catalog))
-    return [*found, *_guard("server", lambda: _server(settings))]
+    found += _guard("dead letters", lambda: _dead_letters(settings, catalog))
+    found += _guard("models", lambda: _models(settings, catalog))
+    return [*found, *_guard("server", lambda: _server(settings, url))]
 
 
 def _guard(part: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -66,11 +78,10 @@ def _guard(part: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _definitions(settings: Settings) -> Iterator[Finding]:
-    config = settings.repo / "feature_store.yaml"
-    if not config.is_file():
-        yield Finding("fail", "definitions", f"{config} is not there; set HEADRACE_REPO or write one.")
-        return
-    yield Finding("ok", "definitions", str(config))
+    from headrace.catalog.project import CONFIG_FILE, read_config
+
+    config = read_config(settings.repo)
+    yield Finding("ok", "definitions", f"project {config['project']} in {settings.repo / CONFIG_FILE}")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -115,7 +126,8 @@ def _catalog(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
             "catalog",
             f"HEADRACE_CLOCK is {settings.clock!r}, the catalog was applied with {catalog.clock!r}; unset one.",
         )
-    counts = f"{len(catalog.sources)} sources, {len(catalog.views)} views, {len(catalog.services)} services"
+    parts = ((catalog.sources, "source"), (catalog.views, "view"), (catalog.services, "service"))
+    counts = ", ".join(counted(len(items), word) for items, word in parts)
     yield Finding("ok", "catalog", f"project {catalog.project}, version {catalog.version}: {counts}")
 
 
@@ -146,18 +158,47 @@ def _streams(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
         }
         late = {who: lag for who, lag in behind.items() if lag > 0}
         if late:
-            text = ", ".join(f"{who} {lag} events behind" for who, lag in late.items())
+            text = ", ".join(f"{who} {counted(lag, 'event')} behind" for who, lag in late.items())
             yield Finding("warn", f"stream {place[0]}", f"{text}; see that both run.")
         elif head:
-            yield Finding("ok", f"stream {place[0]}", f"{total} events, all applied and archived")
+            yield Finding("ok", f"stream {place[0]}", f"{counted(total, 'event')}, all applied and archived")
 
 
-def _server(settings: Settings) -> Iterator[Finding]:
-    url = f"http://{settings.host}:{settings.port}/ready"
+def _dead_letters(settings: Settings, catalog: Catalog) -> Iterator[Finding]:
+    from headrace.stores.keys import layout_field
+    from headrace.stores.offline import OfflineStore
+
+    layouts = {layout_field(view): view.name for view in catalog.views}
+    for (source, layout), count in OfflineStore(settings.data_dir).dead_letter_counts().items():
+        if layout is None or layout in layouts:
+            where = "in no view" if layout is None else f"left out by view {layouts[layout]}"
+            text = f"{counted(count, 'event')} {where}; see why: headrace dead-letters --source {source}"
+            yield Finding("warn", f"dead letters of {source}", text)
+
+
+def _models(settings: Settings, catalog: Catalog) -> Iterator[Finding]:
+    from headrace.read.model_fit import misfits
+    from headrace.stores.models import champion_manifests
+
+    broken = misfits(settings.data_dir, catalog)
+    for manifest in champion_manifests(settings.data_dir):
+        if manifest.name in broken:
+            yield Finding("warn", "model", f"{broken[manifest.name]}. Until then /predict answers 503.")
+        else:
+            yield Finding("ok", "model", f"{manifest.name} version {manifest.version}, of {manifest.service}")
+
+
+def _server(settings: Settings, url: str | None) -> Iterator[Finding]:
+    from headrace.cli.server_file import running_server
+
+    url = url or running_server(settings) or f"http://{settings.host}:{settings.port}"
+    url = f"{url.rstrip('/')}/ready"
     try:
         with urllib.request.urlopen(url, timeout=2) as reply:
             yield Finding("ok", "server", f"{url} answers {reply.status}")
     except urllib.error.HTTPError as error:
         yield Finding("warn", "server", f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}")
-    except OSError:
-        yield Finding("warn", "server", f"nobody listens at {url}; start it with headrace up or headrace serve.")
+    except (OSError, ValueError):
+        yield Finding(
+            "warn", "server", f"nobody listens at {url}; start it (headrace up, headrace serve), or name it by --url."
+        )

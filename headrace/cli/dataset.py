@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.common import with_settings
+from headrace.cli.common import counted, make_console, with_settings
+from headrace.errors import DataError
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def dataset_command(settings: Settings, service: str, labels: Path, out: Path, f
         table = build_dataset(
             catalog, service, labels, history, full_feature_names=full_feature_names, on_stage=on_stage
         )
+    if not table.num_rows:
+        raise DataError(f"A training set has a row per label row, {labels} has none; nothing was written.")
     write_file(table, out)
     _print_summary(table, _label_count(table, catalog, service), out)
 
@@ -53,9 +57,10 @@ def _catalog(settings: Settings) -> Any:
     from headrace.stores.catalogs import find_project, load_catalog
     from headrace.stores.connection import open_store
 
+    project = find_project(settings)
     store = open_store(settings)
     try:
-        return load_catalog(store, find_project(settings))
+        return load_catalog(store, project)
     finally:
         store.close()
 
@@ -67,7 +72,7 @@ def _stages() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+    with Progress(*columns, transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("labels", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
@@ -79,17 +84,17 @@ def _label_count(table: pa.Table, catalog: Any, service: str) -> int:
 
 
 def _print_summary(table: pa.Table, label_columns: int, out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     names = table.column_names[label_columns:]
-    shown = Table("feature", "type", "null", title=f"{table.num_rows:,} rows, {len(names)} features")
+    shown = Table("feature", "type", "null", box=None, pad_edge=False, title_justify="left")
+    shown.title = f"{counted(table.num_rows, 'row')}, {counted(len(names), 'feature')}"
     shown.columns[2].justify = "right"
     for name in names:
         column = table[name]
         rate = column.null_count / len(column) if len(column) else 0.0
         shown.add_row(name, str(column.type), f"{rate:.1%}")
-    Console().print(shown)
+    make_console().print(shown, soft_wrap=False)
     click.echo(f"Wrote {out}")
 
 
@@ -103,10 +108,12 @@ def materialize_command(settings: Settings, view: str, start: str | None, end: s
 
     A key keeps what it holds if that is newer; it is safe to repeat and to run beside the stream.
     """
+    from headrace.telemetry import configure_logging
     from materialize.batch import materialize_view
 
+    configure_logging("materialize")
     count = materialize_view(settings, view, _time_us(start, "--start"), _time_us(end, "--end"))
-    click.echo(f"Materialized {count:,} keys of {view}")
+    click.echo(f"Materialized {counted(count, 'key')} of {view}")
 
 
 def _time_us(text: str | None, option: str) -> int | None:

@@ -10,11 +10,13 @@ import click
 import orjson
 
 from headrace.catalog.definitions import Catalog
-from headrace.catalog.evolve import Change, changes, refuse_unsafe
-from headrace.cli.common import with_settings
+from headrace.catalog.evolve import Change, changes, refuse_unsafe, shown_item
+from headrace.catalog.project import project_of
+from headrace.cli.common import counted, with_settings
 from headrace.errors import DataError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_catalog, find_project, read_mirror, save_catalog
+from headrace.windows.window import format_duration
 
 if TYPE_CHECKING:
     from headrace.catalog.load import Repo
@@ -39,11 +41,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @with_settings
 def plan_command(settings: Settings, as_json: bool) -> None:
     """Show what apply would change: exit 0 for nothing, 2 for changes, 1 for a refusal."""
+    from headrace.catalog.feast_registry import try_to_register
+
     with _refusals(as_json):
         previous = _known_catalog(settings)
-        _, catalog, notes = _compile(settings, previous)
+        repo, catalog, notes = _compile(settings, previous)
+        try_to_register(repo, catalog)
         found = changes(previous, catalog)
-        _report(previous, catalog, found, notes, as_json, "would be")
+        _report(previous, catalog, found, notes + _model_notes(settings, previous, catalog), as_json, "would be")
     sys.exit(CHANGED if found else 0)
 
 
@@ -56,7 +61,7 @@ def apply_command(settings: Settings, as_json: bool) -> None:
     from headrace.stores.connection import open_store
 
     with _refusals(as_json):
-        project = find_project(settings)
+        project = project_of(settings.repo)
         store = open_store(settings)
         try:
             previous = _newest(find_catalog(store, project), read_mirror(settings))
@@ -65,7 +70,9 @@ def apply_command(settings: Settings, as_json: bool) -> None:
             save_catalog(store, settings, catalog)
         finally:
             store.close()
-        _report(previous, catalog, changes(previous, catalog), notes, as_json, "is", registry)
+        found = changes(previous, catalog)
+        notes += _model_notes(settings, previous, catalog)
+        _report(previous, catalog, found, notes, as_json, "is", registry)
 
 
 @click.command("list")
@@ -125,15 +132,38 @@ class _refusals:
 
 def _compile(settings: Settings, previous: Catalog | None) -> tuple[Repo, Catalog, list[str]]:
     """The repo's catalog, found safe after `previous`, its functions tried; and notes for the user."""
-    from headrace.catalog.compile import compile_repo, notes_of
+    from headrace.catalog.compile import compile_repo, name_notes, notes_of, places_of
     from headrace.catalog.load import load_repo
     from headrace.compute.check import check_functions, input_columns
+    from headrace.compute.check_transforms import check_transforms
+    from headrace.stores.markers import places
+    from headrace.stores.offline import OfflineStore
 
     repo = load_repo(settings.repo)
     catalog = compile_repo(repo, clock=settings.clock, previous=previous)
     refuse_unsafe(previous, catalog)
+    archive = OfflineStore(settings.data_dir)
+    for source in {source.name: source for source, _ in places(catalog)}.values():
+        archive.refuse_other_types(source)
     types = {view.name: input_columns(catalog, view) for view in catalog.on_demand_views}
-    return repo, catalog, notes_of(repo) + check_functions(catalog.on_demand_views, types)
+    notes = notes_of(repo) + name_notes(catalog)
+    notes += check_functions(catalog.on_demand_views, types, places_of(repo))
+    return repo, catalog, notes + check_transforms(catalog, places_of(repo))
+
+
+def _model_notes(settings: Settings, previous: Catalog | None, catalog: Catalog) -> list[str]:
+    """What the changes mean for the champions: those that can no longer score, and those whose inputs change."""
+    from headrace.read.model_fit import changed_inputs, misfits
+
+    broken = misfits(settings.data_dir, catalog)
+    notes = [f"{text}. Until then /predict answers 503." for text in broken.values()]
+    for name, views in changed_inputs(settings.data_dir, previous, catalog).items():
+        if name not in broken:
+            notes.append(
+                f"Model {name!r} was trained on other values of {', '.join(views)}; "
+                f"train it again once they are built: headrace train --name {name}."
+            )
+    return notes
 
 
 def _newest(stored: Catalog | None, mirror: Catalog | None) -> Catalog | None:
@@ -205,12 +235,12 @@ def _summary(item: Any) -> str:
     if kind == "Entity":
         return f"{item.join_key} {item.dtype}"
     if kind == "Source":
-        return f"{len(item.columns)} columns, event time {item.timestamp}"
+        return f"{counted(len(item.columns), 'column')}, event time {item.timestamp}"
     if kind == "FeatureView":
-        return f"{item.kind}, by {', '.join(item.entities)}, {len(item.features)} features"
+        return f"{item.kind}, by {', '.join(item.entities)}, {counted(len(item.features), 'feature')}"
     if kind == "OnDemandView":
-        return f"{item.mode}, {len(item.features)} features"
-    return f"{sum(len(reference.features) for reference in item.references)} features"
+        return f"{item.mode}, {counted(len(item.features), 'feature')}"
+    return counted(sum(len(reference.features) for reference in item.references), "feature")
 
 
 def _plain(item: Any) -> dict[str, Any]:
@@ -223,11 +253,16 @@ def _print_field(key: str, value: Any) -> None:
     if isinstance(value, list) and value:
         click.echo(f"{key}:")
         for part in value:
-            shown = ", ".join(f"{k}={v}" for k, v in part.items()) if isinstance(part, dict) else part
-            click.echo(f"  {shown}")
+            click.echo(f"  {shown_item(part)}")
     elif isinstance(value, str) and "\n" in value:
         click.echo(f"{key}:")
         click.echo("\n".join(f"  {line}" for line in value.splitlines()))
+    elif key.endswith("_us") and isinstance(value, int):
+        click.echo(f"{key.removesuffix('_us')}: {format_duration(value) if value else 'none'}")
+    elif isinstance(value, dict):
+        click.echo(f"{key}:")
+        for name, part in value.items():
+            _print_field(f"  {name}", part)
     elif value not in (None, "", []):
         click.echo(f"{key}: {value}")
 

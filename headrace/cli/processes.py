@@ -61,12 +61,22 @@ def schedule_command(settings: Settings, supervised: bool) -> None:
 @with_settings
 def serve_command(settings: Settings, host: str | None, port: int | None, supervised: bool) -> None:
     """Answer lookups, pushes and predictions over HTTP, until stopped."""
+    from headrace.cli.server_file import forget_server, record_server
     from headrace.telemetry import configure_logging
+
+    stop = stop_on_signals(supervised)  # before the imports that take long: uvicorn takes the signals over later
     from serving.run import run_server
 
     configure_logging("server")
-    stop_on_signals(supervised)  # uvicorn takes the signals over while it runs, and raises them again afterwards
-    run_server(with_address(settings, host, port), announce)
+
+    def on_listening(url: str) -> None:
+        record_server(settings, url)
+        announce(url)
+
+    try:
+        run_server(with_address(settings, host, port), on_listening, stop)
+    finally:
+        forget_server(settings)
 
 
 @click.command("up")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.common import with_settings
+from headrace.cli.common import counted, make_console, with_settings
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ def push_command(settings: Settings, source: str, file: Path, kind: str | None) 
     kind = kind or FORMATS.get(file.suffix.lower())
     if kind is None:
         raise DataError(f"A file's suffix must be one of {', '.join(FORMATS)}, got {file.name!r}; add --format.")
+    project = find_project(settings)
     store = open_store(settings)
-    catalog = load_catalog(store, find_project(settings))
+    catalog = load_catalog(store, project)
     target, stream = catalog.source(source), EventStream(store, catalog.project)
     started = time.monotonic()
     total = _push_file(stream, target, file, kind, catalog.version)
     seconds = max(time.monotonic() - started, 1e-9)
-    click.echo(f"Pushed {total:,} events to {source} in {seconds:.1f} s ({total / seconds:,.0f} events/s).")
+    click.echo(f"Pushed {counted(total, 'event')} to {source} in {seconds:.1f} s ({total / seconds:,.0f} events/s).")
 
 
 def _push_file(stream: Any, source: Source, file: Path, kind: str, version: int) -> int:
@@ -69,15 +70,19 @@ def _push_file(stream: Any, source: Source, file: Path, kind: str, version: int)
 
 
 @click.command("streams")
-@click.option("--json", "as_json", is_flag=True, help="Print what GET /streams answers.")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /streams answers, and dead_letters.")
 @with_settings
 def streams_command(settings: Settings, as_json: bool) -> None:
-    """Show each source's head, applied and archived positions, its lag and watermark."""
+    """Show each source's head, applied and archived positions, its lag, watermark and dead letters."""
     from headrace.stores.catalogs import find_project, load_catalog
     from headrace.stores.connection import open_store
 
+    project = find_project(settings)
     store = open_store(settings)
-    report = _report(store, load_catalog(store, find_project(settings)))
+    report = _report(store, load_catalog(store, project))
+    for source, count in _dead_letters(settings).items():
+        if source in report:
+            report[source]["dead_letters"] = count
     if as_json:
         import orjson
 
@@ -86,28 +91,41 @@ def streams_command(settings: Settings, as_json: bool) -> None:
         _print_table(report)
 
 
+def _dead_letters(settings: Settings) -> dict[str, int]:
+    """Events of each source that are in no view."""
+    from headrace.stores.offline import OfflineStore
+
+    counts = OfflineStore(settings.data_dir).dead_letter_counts()
+    return {source: count for (source, layout), count in counts.items() if layout is None}
+
+
 def _report(store: Any, catalog: Any) -> dict[str, Any]:
+    from headrace.stores.counters import read_counts, sources_counts
     from headrace.stores.keys import markers_key
     from headrace.stores.stream import EventStream
     from headrace.stores.stream_reports import ReportQuery
 
     query, stream = ReportQuery(catalog), EventStream(store, catalog.project)
     markers = store.hmget(markers_key(catalog.project), query.fields) if query.fields else []
-    return query.report(markers, {place: stream.head(*place) for place in query.places})
+    counts = sources_counts(read_counts(store, catalog.project))
+    report = query.report(markers, {place: stream.head(*place) for place in query.places})
+    return {name: row | {"counts": counts.get(name, {})} for name, row in report.items()}
 
 
 def _print_table(report: Mapping[str, Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table("source", "head", "applied", "archived", "lag", "watermark")
+    names = ("source", "head", "applied", "archived", "lag", "dead", "watermark")
+    table = Table(*names, box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     for name, row in report.items():
         places = ["\n".join(_places(row[kind])) or "-" for kind in ("head", "applied", "archived")]
-        table.add_row(name, *places, f"{row['lag']:,}", row["watermark"] or "-")
-    console.print(table)
+        dead = f"{row.get('dead_letters', 0):,}"
+        table.add_row(name, *places, f"{row['lag']:,}", dead, row["watermark"] or "-")
+    make_console().print(table, soft_wrap=False)
+    if any(row.get("dead_letters") for row in report.values()):
+        click.echo("Dead letters are events in no view; see why: headrace dead-letters")
 
 
 def _places(positions: Mapping[str, str]) -> Iterator[str]:

@@ -26,7 +26,8 @@ __all__ = ["run_all"]
 
 STOP_ORDER = ("server", "scheduler", "worker", "archiver")
 COMMANDS = {"archiver": "archive", "worker": "worker", "server": "serve", "scheduler": "schedule"}
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+ASK_AGAIN_S = 5.0
 POLL_S = 0.1
 STILL_WAITING_S = 5.0
 
@@ -63,14 +64,11 @@ class Child:
         """The exit code, None while it runs."""
         return self.process.poll()
 
-    def stop(self) -> None:
-        """SIGTERM, and wait until the process has finished what it had begun."""
-        if self.code() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            say("up", f"{self.name} did not stop within {STOP_TIMEOUT_S:.0f} s; killing it")
+    def stop(self) -> bool:
+        """SIGTERM, and wait until the process has finished what it had begun; returns whether it did in time."""
+        in_time = self._ask_to_stop()
+        if not in_time:
+            say("up", f"{self.name} did not stop within {STOP_TIMEOUT_S:.0f} s of SIGTERM; killing it")
             self.process.kill()
             self.process.wait()
         self._copier.join(5)
@@ -78,6 +76,18 @@ class Child:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+        return in_time
+
+    def _ask_to_stop(self) -> bool:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self.code() is None:
+            self.process.terminate()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(min(left_s, ASK_AGAIN_S))
+        return True
 
 
 def _command(name: str, settings: Settings) -> list[str]:
@@ -108,8 +118,10 @@ def run_all(settings: Settings, stop: threading.Event) -> int:
         children.extend(Child(name, settings) for name in COMMANDS)
         failed = _watch(children, stop)
     finally:
-        _stop_all(children)
-    if failed is None:
+        killed = _stop_all(children)
+    if killed:
+        say("up", f"killed: {', '.join(killed)}; what was not finished is still in the stream, for the next start")
+    elif failed is None:
         say("up", "stopped; nothing is left running")
         return 0
     return 1
@@ -136,11 +148,10 @@ def _watch(children: list[Child], stop: threading.Event) -> Child | None:
     return None
 
 
-def _stop_all(children: list[Child]) -> None:
-    for name in STOP_ORDER:
-        for child in children:
-            if child.name == name:
-                child.stop()
+def _stop_all(children: list[Child]) -> list[str]:
+    """Stops them in order; returns the names of those that had to be killed."""
+    ordered = sorted(children, key=lambda child: STOP_ORDER.index(child.name))
+    return [child.name for child in ordered if not child.stop()]
 
 
 def _ready(url: str) -> tuple[bool, list[str]]:

@@ -29,15 +29,20 @@ __all__ = ["jobs_command", "train_command"]
 @click.option("--label-delay", help="How long after a row's time its label is known, like 6h.")
 @click.option("--test-fraction", type=float, help="Share of the rows, the newest, to evaluate on [default: 0.3].")
 @click.option("--key", "keys", multiple=True, help="A join key that the model also reads; may be repeated.")
-@click.option("--promote/--no-promote", default=True, show_default=True, help="Make the model the champion.")
+@click.option(
+    "--promote/--no-promote",
+    default=None,
+    help="Make the model the champion, or not [default: if its ROC AUC beats chance].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @with_settings
-def train_command(settings: Settings, promote: bool, as_json: bool, **options: Any) -> None:
+def train_command(settings: Settings, promote: bool | None, as_json: bool, **options: Any) -> None:
     """Fit and evaluate the baseline model of a service, and serve it.
 
     Logistic regression on a split in time order with a gap of the label delay. What an option does not say is taken
     from the model's table in headrace.toml.
     """
+    from headrace.stores.models import champion_version
     from headrace.telemetry import configure_logging
     from training.config import load_config
     from training.fit import train
@@ -50,11 +55,16 @@ def train_command(settings: Settings, promote: bool, as_json: bool, **options: A
         click.echo(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2).decode())
         return
     train_rows, test_rows = manifest.data["train"]["rows"], manifest.data["test"]["rows"]
-    kept = "now the champion" if promote else "not promoted"
+    is_champion = champion_version(settings.data_dir, manifest.name) == manifest.version
+    kept = "now the champion" if is_champion else "not promoted"
     click.echo(f"{manifest.name} version {manifest.version}, {kept}: {manifest.service}, {len(manifest.inputs)} inputs")
     click.echo(f"  fitted on {train_rows:,} rows, evaluated on the {test_rows:,} newest")
     for name, value in manifest.metrics.items():
         click.echo(f"  {name:<10} {value:.4f}")
+    if promote is None and not is_champion:
+        click.echo(
+            "Note: it does not beat chance, so /predict does not serve it; train --promote makes it the champion."
+        )
 
 
 @click.group("jobs", invoke_without_command=True)

@@ -26,7 +26,7 @@ from headrace.compute.on_demand import OnDemandFunction
 from headrace.dtypes import arrow_type
 from headrace.errors import DataError, DefinitionError
 
-__all__ = ["check_functions", "input_columns", "sample_rows", "try_function"]
+__all__ = ["ask_clean", "check_functions", "input_columns", "sample_rows", "try_function", "with_holes"]
 
 TIMEOUT_S = 60
 TOLERANCE = 1e-9
@@ -44,26 +44,29 @@ SAMPLES: dict[DType, list[Any]] = {
 }
 N = 8
 RUNNER = """
-import sys
+import importlib, sys
 try:
     import headrace
 except ImportError:
     sys.path.append(sys.argv[1])
-from headrace.compute.check import main
-main()
+importlib.import_module(sys.argv[2]).main()
 """
 
 
-def check_functions(views: Sequence[OnDemandView], types: Mapping[str, Sequence[Column]]) -> list[str]:
-    """Try every view's function in its own clean process; `types` maps a view's name to its input columns.
+def check_functions(
+    views: Sequence[OnDemandView], types: Mapping[str, Sequence[Column]], places: Mapping[str, str] | None = None
+) -> list[str]:
+    """Try every view's function in its own clean process; `types` maps a view's name to its input columns, `places`
+    to where its function is written.
 
     Returns notes for the user. Raises DefinitionError for a function that fails, or whose rows depend on others.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(4, (os.cpu_count() or 1)))) as pool:
         answers = list(pool.map(lambda view: _ask(view, types[view.name]), views))
-    for answer in answers:
+    for view, answer in zip(views, answers, strict=True):
         if answer.get("refused"):
-            raise DefinitionError(answer["refused"])
+            place = (places or {}).get(view.name)
+            raise DefinitionError(f"{place}: {answer['refused']}" if place else answer["refused"])
     return [note for answer in answers for note in answer.get("notes", [])]
 
 
@@ -83,11 +86,16 @@ def _ask(view: OnDemandView, columns: Sequence[Column]) -> dict[str, Any]:
         "catalog": catalog_to_json(catalog).decode(),
         "columns": [(column.name, column.dtype) for column in columns],
     }
+    return ask_clean(__name__, question, f"The function of on-demand feature view {view.name!r}")
+
+
+def ask_clean(module: str, question: Any, who: str) -> dict[str, Any]:
+    """What `main` of `module` answers to `question` in a clean process; refused where it takes too long or dies."""
     package = str(Path(__file__).parents[2])
     with tempfile.TemporaryDirectory() as directory:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", "-c", RUNNER, package],
+                [sys.executable, "-I", "-c", RUNNER, package, module],
                 input=orjson.dumps(question),
                 capture_output=True,
                 timeout=TIMEOUT_S,
@@ -95,10 +103,10 @@ def _ask(view: OnDemandView, columns: Sequence[Column]) -> dict[str, Any]:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return {"refused": f"The function of on-demand feature view {view.name!r} took over {TIMEOUT_S} s."}
+            return {"refused": f"{who} took over {TIMEOUT_S} s."}
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        return {"refused": f"The function of on-demand feature view {view.name!r} ended its process: {last}."}
+        return {"refused": f"{who} ended its process: {last}."}
     answer: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
     return answer
 
@@ -141,12 +149,12 @@ def try_function(view: OnDemandView, columns: Sequence[Column]) -> list[str]:
     rows = sample_rows(columns)
     function.compute({name: values.slice(0, 0) for name, values in rows.items()})
     _check_row_wise(function, rows)
-    holed = {name: _with_holes(values, shift) for shift, (name, values) in enumerate(rows.items())}
+    holed = {name: with_holes(values, shift) for shift, (name, values) in enumerate(rows.items())}
     _check_row_wise(function, holed)
     return _null_notes(function, {name: pa.nulls(1, values.type) for name, values in rows.items()})
 
 
-def _with_holes(values: pa.Array, shift: int) -> pa.Array:
+def with_holes(values: pa.Array, shift: int) -> pa.Array:
     """Nulls in half of the rows, in every column in others."""
     mask = np.array([(row >> (shift % 3)) & 1 for row in range(len(values))], dtype=bool)
     return pa.array(values.to_pylist(), values.type, mask=mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from headrace.catalog.definitions import Column
 from headrace.dtypes import DType, arrow_type
+from headrace.moments import EARLIEST_US, LATEST_US
 
 __all__ = ["typed_column"]
 
@@ -27,13 +29,18 @@ _ALLOWED: dict[DType, frozenset[type]] = {
 _BOUNDS = {DType.INT32: 2**31, DType.INT64: 2**63}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_US = 86_400_000_000
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
 def typed_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, dict[int, str]]:
     """`values` (None is null) as a column of its type, and by row number why a value was refused.
 
     A refused value is null in the column. Whole floats pass as integers, integers as floats; NaN is null,
-    infinities are refused; timestamps are RFC 3339 text (without a zone: UTC) or datetimes.
+    infinities are refused; timestamps are RFC 3339 text (without a zone: UTC) or datetimes, in the years 1 to 9999
+    of UTC.
     """
     kinds = set(map(type, values)) - {type(None)}
     if kinds <= _ALLOWED[column.dtype]:
@@ -49,12 +56,8 @@ class _Refused(Exception):
 
 
 def _fast(values: Sequence[Any], dtype: DType, kinds: set[type]) -> pa.Array:
-    if dtype is DType.TIMESTAMP and str in kinds:
-        if datetime in kinds:
-            raise _Refused
-        return _timestamps(pa.array(values, pa.string()))
-    if dtype is DType.TIMESTAMP and any(value is not None and value.tzinfo is None for value in values):
-        raise _Refused
+    if dtype is DType.TIMESTAMP:
+        return _fast_moments(values, kinds)
     if not dtype.is_float:
         return pa.array(values, arrow_type(dtype))
     column = pa.array(values, pa.float64(), from_pandas=True)
@@ -62,6 +65,22 @@ def _fast(values: Sequence[Any], dtype: DType, kinds: set[type]) -> pa.Array:
     if not np.isfinite(numbers).all() or (dtype is DType.FLOAT32 and (np.abs(numbers) > _FLOAT32_MAX).any()):
         raise _Refused
     return column.cast(arrow_type(dtype), safe=False)
+
+
+def _fast_moments(values: Sequence[Any], kinds: set[type]) -> pa.Array:
+    if str in kinds:
+        if datetime in kinds:
+            raise _Refused
+        moments = _timestamps(pa.array(values, pa.string()))
+    elif any(value is not None and value.tzinfo is None for value in values):
+        raise _Refused
+    else:
+        moments = pa.array(values, arrow_type(DType.TIMESTAMP))
+    times_us = np.asarray(moments.cast(pa.int64()).fill_null(0))
+    # Arrow reads year 0, which Python does not: with a zone it reaches a day into year 1.
+    if ((times_us < EARLIEST_US + _DAY_US) | (times_us > LATEST_US)).any():
+        raise _Refused
+    return moments
 
 
 def _timestamps(text: pa.Array) -> pa.Array:
@@ -87,8 +106,10 @@ def _one_by_one(values: Sequence[Any], column: Column) -> tuple[pa.Array, dict[i
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """`value` in few characters; a list or an object, which may be nested as deep as the parser allows, by its kind."""
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else _repr.repr(value)
 
 
 def _integer(value: Any, dtype: DType) -> int:
@@ -131,7 +152,10 @@ def _moment(value: Any, dtype: DType) -> int:
         raise TypeError
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)
     since = aware - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    time_us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if not EARLIEST_US <= time_us <= LATEST_US:
+        raise ValueError("outside the years 1 to 9999 of UTC")
+    return time_us
 
 
 _CONVERT: dict[DType, Callable[[Any, DType], Any]] = {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
 from headrace.compute.columns import typed_column
+from headrace.compute.expectations import Counts, refuse_late, refuse_unexpected, watermarks_before
 from headrace.errors import DataError
 from headrace.stores.markers import Applied
 from headrace.stores.stream import Entry, arrival_us
@@ -46,7 +47,8 @@ class EventBatch:
     """The good events of some entries of one partition in position order, n rows, and the dead letters.
 
     `table` has the source's columns; the arrays are int64 microseconds or positions; `end` is the place of the
-    last event of the entries, good or dead.
+    last event of the entries, good or dead. `before_us` is the watermark before the entries, `unexpected` counts the
+    rows that failed the source's expectations.
     """
 
     source: Source
@@ -59,6 +61,8 @@ class EventBatch:
     dead: list[DeadLetter]
     end: Applied
     is_repeat: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    before_us: int | None = None
+    unexpected: Counts = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.event_time_us)
@@ -66,6 +70,11 @@ class EventBatch:
     @property
     def watermark_us(self) -> int | None:
         return self.end.watermark_us
+
+    @property
+    def watermarks_us(self) -> Ints:
+        """The watermark that each event found (see `watermarks_before`)."""
+        return watermarks_before(self.event_time_us, self.before_us)
 
 
 @dataclass(slots=True)
@@ -93,22 +102,26 @@ def parse_entries(
         arrays[column.name], wrong = typed_column(rows.columns[column.name], column)
         bad = wrong | bad
     times = _event_times(source, arrays, bad)
+    unexpected = refuse_unexpected(source.expectations, arrays, bad)
     offset, index = np.array(rows.offset, np.int64), np.array(rows.index, np.int64)
     arrivals = _arrivals(offset, times, bad, clock, watermark_us)
     if clock == "wall":
         _refuse_future(source, times, arrivals, bad)
+    unexpected |= refuse_late(source.expectations, times, watermark_us, bad)
     good = np.ones(len(times), np.bool_)
     good[list(bad)] = False
     table = pa.table(arrays, schema=_schema(source, arrays)).filter(pa.array(good))
     dead = [
         DeadLetter(partition, rows.offset[i], rows.index[i], bad[i], _payload(rows.raw[i]), int(arrivals[i]))
         for i in sorted(bad)
+        if bad[i]  # one without a reason is dropped
     ]
     seen = [int(times[good].max())] if good.any() else []
     marks = seen + ([] if watermark_us is None else [watermark_us])
     end = Applied(entries[-1].offset, entries[-1].count - 1, entries[-1].total, max(marks, default=None))
     batch = EventBatch(source, partition, table, times[good], arrivals[good], offset[good], index[good], dead, end)
     batch.is_repeat = np.zeros(len(batch), np.bool_)
+    batch.before_us, batch.unexpected = watermark_us, unexpected
     return batch
 
 

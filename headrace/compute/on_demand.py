@@ -8,26 +8,21 @@ all null), and where a batch fails, each of its rows with a null input is comput
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import ast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace.catalog.definitions import Column, DType, OnDemandView
+from headrace.catalog.definitions import Column, OnDemandView
+from headrace.compute.frames import Columns, load_function, null_groups, series, take, to_declared
 from headrace.dtypes import arrow_type
 from headrace.errors import DataError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["OnDemandFunction"]
-
-Columns = dict[str, pa.Array]
 
 
 class OnDemandFunction:
@@ -36,7 +31,7 @@ class OnDemandFunction:
     def __init__(self, view: OnDemandView) -> None:
         """Runs the carried module. Raises DataError if it cannot be loaded."""
         self.view = view
-        self._function = _load(view)
+        self._function = load_function(view.code, view.function, f"on-demand feature view {view.name!r}")
         self._run = {"pandas": self._pandas, "python": self._python, "singleton": self._singleton}[view.mode]
         self._full_names = _full_names(view)
 
@@ -48,10 +43,10 @@ class OnDemandFunction:
         feature, or gives a value that its type cannot hold.
         """
         columns = dict(inputs)
-        groups = list(_null_groups(columns)) if self.view.mode == "pandas" else []
+        groups = list(null_groups(columns)) if self.view.mode == "pandas" else []
         if len(groups) < 2:
             return self._resilient(columns)
-        parts = [self._resilient(_take(columns, rows)) for rows in groups]
+        parts = [self._resilient(take(columns, rows)) for rows in groups]
         order = pa.array(np.argsort(np.concatenate(groups)))
         names = [feature.name for feature in self.view.features]
         return {name: pa.concat_arrays([part[name] for part in parts]).take(order) for name in names}
@@ -74,8 +69,8 @@ class OnDemandFunction:
             incomplete = _incomplete(columns)
             if not incomplete.any():
                 raise self._failure(error) from error
-        complete = self._complete(_take(columns, np.flatnonzero(~incomplete)))
-        alone = [self._alone(_take(columns, np.array([row]))) for row in np.flatnonzero(incomplete)]
+        complete = self._complete(take(columns, np.flatnonzero(~incomplete)))
+        alone = [self._alone(take(columns, np.array([row]))) for row in np.flatnonzero(incomplete)]
         order = pa.array(np.argsort(np.concatenate([np.flatnonzero(~incomplete), np.flatnonzero(incomplete)])))
         return {
             feature.name: pa.concat_arrays([part[feature.name] for part in (complete, *alone)]).take(order)
@@ -101,15 +96,41 @@ class OnDemandFunction:
             return {item.name: pa.nulls(1, arrow_type(item.dtype)) for item in self.view.features}
 
     def _failure(self, error: Exception) -> DataError:
+        missing = self._missing_input(error)
+        if missing is not None:
+            inputs = ", ".join(self._inputs()) or "none"
+            return DataError(
+                f"On-demand feature view {self.view.name!r} reads {missing!r}, which is none of its inputs: {inputs}; "
+                "correct the name, or add the view's feature or the request field to its sources."
+            )
         return DataError(
             f"On-demand feature view {self.view.name!r} failed: {type(error).__name__}: {error}; "
             "its function must accept every value of its inputs' types, give null for one that it cannot use."
         )
 
+    def _inputs(self) -> list[str]:
+        features = [name for reference in self.view.inputs for name in reference.features]
+        return [*features, *(column.name for column in self.view.request)]
+
+    def _missing_input(self, error: Exception) -> str | None:
+        """The name that the function asked its inputs for in vain: one that its code writes out."""
+        name = error.args[0] if isinstance(error, KeyError) and error.args else getattr(error, "name", None)
+        known = {*self._inputs(), *self._full_names}
+        if not isinstance(error, KeyError | AttributeError) or not isinstance(name, str) or name in known:
+            return None
+        if isinstance(error, AttributeError):
+            return name if type(error.obj).__name__ == "DataFrame" else None
+        written = _texts(self.view.code)
+        if name not in written and name.endswith(
+            ("not in index", "are in the [columns]")
+        ):  # pandas, of a list of names
+            return next((text for text in written - known if repr(text) in name), None)
+        return name if name in written else None
+
     def _pandas(self, columns: Columns) -> Columns:
         import pandas as pd
 
-        frame = pd.DataFrame({name: _series(values) for name, values in self._named(columns).items()})
+        frame = pd.DataFrame({name: series(values) for name, values in self._named(columns).items()})
         result = self._function(frame)
         if not isinstance(result, pd.DataFrame):
             raise DataError(
@@ -157,24 +178,17 @@ class OnDemandFunction:
         if len(values) != n:
             raise DataError(f"{where} has {len(values)} values for {n} rows; return one value per row.")
         try:
-            return _to_declared(values, feature.dtype)
+            return to_declared(values, feature.dtype)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise DataError(
                 f"{where} is declared as {feature.dtype}: {error}; return or declare another type."
             ) from None
 
 
-def _load(view: OnDemandView) -> Callable[[Any], Any]:
-    namespace: dict[str, Any] = {"__name__": __name__}  # dataclasses look their module up in sys.modules
-    try:
-        exec(compile(view.code, f"<on-demand feature view {view.name}>", "exec"), namespace)
-    except Exception as error:
-        raise DataError(
-            f"The function of on-demand feature view {view.name!r} cannot be loaded here: {type(error).__name__}: "
-            f"{error}; install what it imports, or run headrace apply."
-        ) from error
-    function: Callable[[Any], Any] = namespace[view.function]
-    return function
+def _texts(code: str) -> set[str]:
+    """The string literals in `code`."""
+    nodes = ast.walk(ast.parse(code))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def _full_names(view: OnDemandView) -> dict[str, str]:
@@ -192,11 +206,6 @@ def _length(columns: Columns) -> int:
     return len(next(iter(columns.values()))) if columns else 0
 
 
-def _take(columns: Columns, rows: NDArray[np.int64]) -> Columns:
-    indices = pa.array(rows)
-    return {name: values.take(indices) for name, values in columns.items()}
-
-
 def _is_null(values: pa.Array) -> NDArray[np.bool_]:
     nulls: NDArray[np.bool_] = np.asarray(pc.is_null(values))
     return nulls
@@ -209,72 +218,3 @@ def _incomplete(columns: Columns) -> NDArray[np.bool_]:
         if values.null_count:
             rows |= _is_null(values)
     return rows
-
-
-def _null_groups(columns: Columns) -> Iterator[NDArray[np.int64]]:
-    """Rows by their pattern of nulls in integer and boolean columns; one group if there are none."""
-    exact = [v for v in columns.values() if pa.types.is_integer(v.type) or pa.types.is_boolean(v.type)]
-    nulls = [_is_null(values) for values in exact if values.null_count]
-    if not nulls:
-        yield np.arange(_length(columns))
-        return
-    _, group = np.unique(np.stack(nulls, axis=1), axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    for number in range(group.max() + 1):
-        yield np.flatnonzero(group == number)
-
-
-def _series(values: pa.Array) -> pd.Series[Any]:
-    """A pandas column with one dtype per type: int64, float64 (NaN for null), object, datetime64[us, UTC]."""
-    import pandas as pd
-
-    if pa.types.is_boolean(values.type) and values.null_count:
-        return pd.Series([None] * len(values), dtype=object)
-    series: pd.Series[Any] = values.to_pandas()
-    return series.astype("float64") if pa.types.is_integer(values.type) and values.null_count else series
-
-
-def _to_declared(values: Any, dtype: DType) -> pa.Array:
-    """A list, array or Series as an Arrow array of the declared type, NaN and infinities as nulls."""
-    column = _as_arrow(values)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-    target = arrow_type(dtype)
-    if pa.types.is_null(column.type) or column.null_count == len(column):
-        return pa.nulls(len(column), target)
-    _check_kind(column.type, dtype)
-    if pa.types.is_timestamp(column.type):
-        return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(target)
-    cast: pa.Array = column.cast(target, safe=not dtype.is_float)
-    return cast
-
-
-def _as_arrow(values: Any) -> Any:
-    if hasattr(values, "to_numpy"):
-        return pa.Array.from_pandas(values)
-    if isinstance(values, np.ndarray):
-        return pa.array(values, from_pandas=True)
-    return pa.array([_plain(value) for value in values], from_pandas=True)
-
-
-def _plain(value: Any) -> Any:
-    """A Python value that Arrow reads beside others: naive times are UTC, NaN and infinities null."""
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _check_kind(found: pa.DataType, dtype: DType) -> None:
-    """Raises TypeError where a cast would change what a value means."""
-    numeric = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
-    fits = {
-        DType.STRING: pa.types.is_string(found) or pa.types.is_large_string(found),
-        DType.BOOL: pa.types.is_boolean(found),
-        DType.TIMESTAMP: pa.types.is_timestamp(found),
-    }.get(dtype, numeric)
-    if not fits:
-        raise TypeError(f"the function gives {found}")

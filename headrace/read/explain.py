@@ -1,4 +1,4 @@
-"""What stands behind one value: the stored bytes of its key, and the archived events that they came from."""
+"""What stands behind one value: the stored bytes of its key, and the archived rows that they came from."""
 
 from __future__ import annotations
 
@@ -11,43 +11,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import redis
 
-from headrace.catalog.definitions import Catalog, FeatureView, Source
+from headrace.catalog.definitions import Catalog, Column, FeatureView, Source
 from headrace.compute.columns import typed_column
-from headrace.errors import RequestError
+from headrace.dtypes import arrow_type
+from headrace.errors import DataError, RequestError
+from headrace.read.history import History, sources_of, view_values
 from headrace.read.values import newest_us, step_values
+from headrace.read.view_history import archived_view_events
+from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, build_of, unpack_header
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
-from headrace.stores.markers import Markers
-from headrace.stores.offline import INDEX, OFFSET, PARTITION, OfflineStore
+from headrace.stores.markers import Markers, places
+from headrace.stores.offline import INDEX, OFFSET, PARTITION
 from headrace.stores.online import OnlineStore
-from headrace.windows.point_in_time import aggregate_windows
 from headrace.windows.window import tail_us
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["FROM", "STATUSES", "Explanation", "explain"]
+
+STATUSES = ("PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
+FROM = "row.from"
+"""The column of `events` that says where a row came from: an event, a direct write or the batch file."""
+
+_MOMENT = pa.timestamp("us", "UTC")
+_RANK = "row.rank"
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Everything about one key of one view at `t_us`.
 
-    `online` is what the store holds and shows (values None when t precedes its newest event), `events` the
-    archived events that count, in event-time order, and `offline` what they come to; `agree` compares both, None
-    where one of them cannot speak for t.
+    `online` is what the store holds and shows (`values` None when it cannot speak for t, and `silent` why), `events`
+    the archived rows that count, in the order in which later ones win, and `offline` what they come to (None when the
+    archive cannot be read, and `unread` why). `differ` names the features that are not equal, None where one side
+    does not speak. `behind` says which consumers have not caught up: then a difference may pass by itself.
     """
 
-    view: str
+    view: FeatureView
     key: dict[str, Any]
     t_us: int
     online: dict[str, Any]
     offline: dict[str, Any] | None
     events: pa.Table | None
-    agree: bool | None
+    differ: list[str] | None
+    unread: str | None
+    behind: list[str]
+
+    @property
+    def agree(self) -> bool | None:
+        return None if self.differ is None else not self.differ
 
 
 def explain(
     store: redis.Redis,
-    offline: OfflineStore,
+    history: History,
     catalog: Catalog,
     view_name: str,
     key: Sequence[str],
@@ -70,18 +87,23 @@ def explain(
     newest = int(newest_us(view, [blob])[0])
     moment = _moment_us(store, catalog, view, t_us, now_us, newest)
     online = _online(catalog, store, view, blob, moment, newest) | {"redis_key": redis_key.decode()}
-    if view.source is None:
-        return Explanation(view.name, typed, moment, online, None, None, None)
-    events, shown = _offline(offline, catalog, view, typed, moment)
-    agree = None if online["values"] is None or shown is None else _same(online["values"], shown)
-    return Explanation(view.name, typed, moment, online, shown, events, agree)
+    try:
+        events, shown, unread = *_offline(history, catalog, view, typed, moment), None
+    except DataError as error:
+        events, shown, unread = None, None, str(error)
+    differ = None if online["values"] is None or shown is None else _differences(online["values"], shown)
+    behind = _behind(store, catalog, view)
+    return Explanation(view, typed, moment, online, shown, events, differ, unread, behind)
 
 
 def _typed_key(catalog: Catalog, view: FeatureView, key: Sequence[str]) -> dict[str, Any]:
     columns = catalog.join_keys(view)
     if len(key) != len(columns):
-        wanted = " ".join(column.name.upper() for column in columns)
-        raise RequestError(f"View {view.name!r} has the join keys {wanted}, got {len(key)} values; give one of each.")
+        wanted = ", ".join(column.name for column in columns)
+        raise RequestError(
+            f"A key has one value per join key of its view, {view.name!r} has {wanted} and got {len(key)} values; "
+            "give one of each, in this order."
+        )
     typed = {}
     for column, text in zip(columns, key, strict=True):
         value: Any = int(text) if column.dtype.is_integer and text.lstrip("-").isdigit() else text
@@ -95,30 +117,44 @@ def _typed_key(catalog: Catalog, view: FeatureView, key: Sequence[str]) -> dict[
 def _moment_us(
     store: redis.Redis, catalog: Catalog, view: FeatureView, t_us: int | None, now_us: int, newest: int
 ) -> int:
+    """The given moment; else the present as a lookup takes it, moved past the newest event that the store holds."""
     if t_us is not None:
         return t_us
     present = now_us
-    if catalog.clock == "event" and view.source is not None:
-        places = [(view.source, part) for part in range(catalog.source(view.source).partitions)]
-        marks = Markers(store, catalog.project).applied("source", places).values()
+    if catalog.clock == "event":
+        sources = [catalog.source(view.source)] if view.source else list(catalog.sources)
+        wanted = [(source.name, part) for source in sources for part in range(source.partitions)]
+        marks = Markers(store, catalog.project).applied("source", wanted).values()
         present = max((m.watermark_us + 1 for m in marks if m and m.watermark_us is not None), default=0)
-    return max(present, newest + 1)
+    return newest + 1 if _precedes(view, present, newest) else present
+
+
+def _precedes(view: FeatureView, t_us: int, newest: int) -> bool:
+    """Whether the store already holds something that a lookup at `t_us` must not see."""
+    return newest >= t_us if view.kind == "windowed" else newest > t_us
 
 
 def _online(
     catalog: Catalog, store: redis.Redis, view: FeatureView, blob: bytes | None, t_us: int, newest: int
 ) -> dict[str, Any]:
-    ready = Markers(store, catalog.project).ready(view)
-    facts: dict[str, Any] = {"layout": layout_field(view), "ready": ready is not None, "bytes": len(blob or b"")}
-    precedes = newest >= t_us if view.kind == "windowed" else newest > t_us
-    values = None if precedes else step_values(view, [blob], np.array([t_us]))
-    facts["values"] = None if values is None else {f: column[0].as_py() for f, column in values.columns.items()}
+    ready = Markers(store, catalog.project).ready(view) is not None
+    facts: dict[str, Any] = {"layout": layout_field(view), "ready": ready, "bytes": len(blob or b"")}
+    facts |= {"values": None, "status": None, "silent": None, "revision": 0, "newest_us": None}
+    facts |= {"positions": {}, "tiles": []}
+    if view.kind == "windowed" and not ready:
+        facts["silent"] = "the view is not ready: its layout is still being built; see that a worker runs"
+    elif _precedes(view, t_us, newest):
+        facts["silent"] = "t precedes the newest event of the key: the online store keeps no past"
+    else:
+        shown = step_values(view, [blob], np.array([t_us]))
+        facts["values"] = {name: column[0].as_py() for name, column in shown.columns.items()}
+        facts["status"] = STATUSES[int(shown.row_statuses[0])]
     if blob is None:
-        return facts | {"revision": 0, "newest_us": None, "positions": {}, "tiles": []}
+        return facts
     header = unpack_header(blob, TILES if view.kind == "windowed" else ROWS)
     names = {0: view.source or "", 1: f"writes/{view.name}"}
-    positions = {f"{names[s]}|{part}": f"{offset}-{i}" for (s, part), (offset, i) in header.positions.items()}
-    facts |= {"revision": header.revision, "newest_us": None if newest == OLDEST_US else newest, "positions": positions}
+    facts["positions"] = {f"{names[s]}|{part}": f"{offset}-{i}" for (s, part), (offset, i) in header.positions.items()}
+    facts |= {"revision": header.revision, "newest_us": None if newest == OLDEST_US else newest}
     return facts | {"tiles": _tiles(view, blob) if view.kind == "windowed" else []}
 
 
@@ -134,20 +170,65 @@ def _tiles(view: FeatureView, blob: bytes) -> list[dict[str, Any]]:
 
 
 def _offline(
-    offline: OfflineStore, catalog: Catalog, view: FeatureView, key: dict[str, Any], t_us: int
-) -> tuple[pa.Table, dict[str, Any] | None]:
-    source = catalog.source(view.source or "")
-    rows = _events_of(offline, source, key, _oldest_us(view, t_us), t_us, include_t=view.kind != "windowed")
+    history: History, catalog: Catalog, view: FeatureView, key: dict[str, Any], t_us: int
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The archived rows that count for `key` at `t_us`, and what a training row of that moment holds."""
+    keys = catalog.sorted_join_keys(view)
+    columns = [pa.array([key[column.name]], arrow_type(column.dtype)) for column in keys]
+    features = [feature.name for feature in view.features]
+    shown = view_values(catalog, view, features, columns, np.array([t_us]), history)
+    values = {name: column[0].as_py() for name, column in shown.items()}
+    return _rows_that_count(history, catalog, view, key, t_us), {name: values[name] for name in features}
+
+
+def _rows_that_count(history: History, catalog: Catalog, view: FeatureView, key: dict[str, Any], t_us: int) -> pa.Table:
+    shown = _shown_columns(catalog, view)
+    since_us, until_us = _oldest_us(view, t_us), t_us - 1 if view.kind == "windowed" else t_us
+    parts = []
+    if view.batch is not None:
+        columns = list(dict.fromkeys([*catalog.join_keys(view), *shown]))
+        rows = read_batch_rows(view, columns, history.repo, since_us, until_us)
+        parts.append(_part(_batch_table(rows.table, rows.event_time_us), shown, key, "batch file", 0))
+    for rank, source in enumerate(sources_of(catalog, view), 1):
+        wanted = list(dict.fromkeys([*key, *(column.name for column in shown), "event_time", "arrival_time"]))
+        table = archived_view_events(
+            history.offline, catalog, view, source, wanted, since_us=since_us, until_us=until_us
+        )
+        parts.append(_part(table, shown, key, _origin(view, source), rank))
+    order = [(name, "ascending") for name in ("event_time", _RANK, PARTITION, OFFSET, INDEX)]
+    return pa.concat_tables(parts).sort_by(order).drop_columns([_RANK])
+
+
+def _origin(view: FeatureView, source: Source) -> str:
+    return "event" if source.name == view.source else "direct write"
+
+
+def _shown_columns(catalog: Catalog, view: FeatureView) -> list[Column]:
+    """What to show of each row: the features, or the columns that the windows read and the event's id."""
     if view.kind != "windowed":
-        return rows, None
-    columns = {column.name: rows[column.name].combine_chunks() for column in source.columns}
-    times = np.asarray(rows["event_time"].cast(pa.int64()))
-    zero = np.zeros(1, np.int64)
-    in_order = np.lexsort([np.asarray(rows[name]) for name in (INDEX, OFFSET, PARTITION)])
-    columns = {name: column.take(pa.array(in_order)) for name, column in columns.items()}
-    keys = np.zeros(len(times), np.int64)
-    shown = aggregate_windows(keys, times[in_order], columns, zero, np.array([t_us]), view.aggregations)
-    return rows, {name: column[0].as_py() for name, column in shown.items()}
+        return list(view.features)
+    source = catalog.source(view.source or "")
+    read = {source.event_id, *(agg.column for agg in view.aggregations)}
+    own = view.transform.columns if view.transform is not None else source.columns
+    return [column for column in own if column.name in read and column.name != source.timestamp]
+
+
+def _batch_table(rows: pa.Table, times_us: Any) -> pa.Table:
+    n = rows.num_rows
+    added: dict[str, Any] = {"event_time": pa.array(times_us).cast(_MOMENT), "arrival_time": pa.nulls(n, _MOMENT)}
+    added |= {PARTITION: pa.nulls(n, pa.int32()), OFFSET: pa.nulls(n, pa.int64()), INDEX: pa.nulls(n, pa.int32())}
+    return pa.table({name: rows[name] for name in rows.column_names} | added)
+
+
+def _part(table: pa.Table, shown: Sequence[Column], key: dict[str, Any], origin: str, rank: int) -> pa.Table:
+    """The rows of `key` with where they came from, their times, their position and the columns to show."""
+    for name, value in key.items():
+        table = table.filter(pc.equal(table[name], pa.scalar(value, table[name].type)))
+    n = table.num_rows
+    columns: dict[str, Any] = {FROM: pa.array([origin] * n, pa.string())}
+    columns |= {name: table[name] for name in ("event_time", "arrival_time", PARTITION, OFFSET, INDEX)}
+    columns |= {column.name: table[column.name].cast(arrow_type(column.dtype)) for column in shown}
+    return pa.table({**columns, _RANK: pa.array([rank] * n, pa.int8())})
 
 
 def _oldest_us(view: FeatureView, t_us: int) -> int | None:
@@ -158,22 +239,29 @@ def _oldest_us(view: FeatureView, t_us: int) -> int | None:
     return min(int(tail_us(t_us, agg.window_us, agg.hop_us)) for agg in view.aggregations)
 
 
-def _events_of(
-    offline: OfflineStore, source: Source, key: dict[str, Any], since_us: int | None, t_us: int, include_t: bool
-) -> pa.Table:
-    columns = list(dict.fromkeys([*(column.name for column in source.columns), "event_time", "arrival_time"]))
-    rows = offline.read_events(source, columns, since_us=since_us, until_us=t_us if include_t else t_us - 1)
-    for name, value in key.items():
-        rows = rows.filter(pc.equal(rows[name], pa.scalar(value, rows[name].type)))
-    return rows.sort_by(
-        [("event_time", "ascending"), (PARTITION, "ascending"), (OFFSET, "ascending"), (INDEX, "ascending")]
-    )
+def _differences(online: dict[str, Any], offline: dict[str, Any]) -> list[str]:
+    return [name for name, value in offline.items() if not _same(online[name], value)]
 
 
-def _same(online: dict[str, Any], offline: dict[str, Any]) -> bool:
-    return all(
-        abs(online[name] - value) <= 1e-9 * max(1.0, abs(value))
-        if isinstance(value, float) and isinstance(online[name], float)
-        else online[name] == value
-        for name, value in offline.items()
-    )
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-9 * max(1.0, abs(other))
+    return bool(one == other)
+
+
+def _behind(store: redis.Redis, catalog: Catalog, view: FeatureView) -> list[str]:
+    """The sources of the view of which worker and archiver hold different parts."""
+    names = {source.name for source in sources_of(catalog, view)}
+    wanted = [(source.name, part) for source, part in places(catalog) if source.name in names]
+    markers = Markers(store, catalog.project)
+    applied, archived = markers.applied("source", wanted), markers.applied("archived", wanted)
+    totals = [(place, _total(applied[place]), _total(archived[place])) for place in wanted]
+    return [
+        f"{'archiver' if done > kept else 'worker'} {abs(done - kept):,} events behind in {place[0]}"
+        for place, done, kept in totals
+        if done != kept
+    ]
+
+
+def _total(mark: Any) -> int:
+    return mark.total if mark else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,35 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Aggregation, Catalog, Column, FeatureView, Source, write_source
 from headrace.dtypes import arrow_type
 from headrace.read.key_codes import KeyCodes
+from headrace.read.view_history import archived_view_events
 from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.offline import OfflineStore
 from headrace.windows.point_in_time import aggregate_windows, latest_rows
 from headrace.windows.window import tail_us
 
-__all__ = ["History", "sources_of", "view_values"]
+__all__ = ["History", "Past", "sources_of", "view_values"]
 
 Ints = NDArray[np.int64]
+
+
+class Past(Protocol):
+    """Where rows of the past come from."""
+
+    @property
+    def repo(self) -> Path:
+        """The folder that paths of batch files are relative to."""
+
+    def events(
+        self,
+        catalog: Catalog,
+        view: FeatureView,
+        source: Source,
+        columns: Sequence[str],
+        since_us: int | None,
+        until_us: int,
+    ) -> pa.Table:
+        """What `view` counts of `source` with an event time in [since, until], in position order: `columns` and
+        `event_time`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +57,19 @@ class History:
     repo: Path
     up_to: Mapping[str, Mapping[int, int]] | None = None
 
-    def events(self, source: Source, columns: Sequence[str], since_us: int | None, until_us: int) -> pa.Table:
-        """Events of `source` with an event time in [since, until], in position order, repeats left out."""
+    def events(
+        self,
+        catalog: Catalog,
+        view: FeatureView,
+        source: Source,
+        columns: Sequence[str],
+        since_us: int | None,
+        until_us: int,
+    ) -> pa.Table:
+        """What `view` counts of `source` with an event time in [since, until], in position order."""
         limit = None if self.up_to is None else self.up_to.get(source.name, {})
-        names = list(dict.fromkeys([*columns, "event_time"]))
-        return self.offline.read_events(source, names, up_to=limit, since_us=since_us, until_us=until_us)
+        bounds = {"since_us": since_us, "until_us": until_us}
+        return archived_view_events(self.offline, catalog, view, source, columns, up_to=limit, **bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +93,7 @@ def view_values(
     features: Sequence[str],
     keys: Sequence[pa.Array[Any]],
     times_us: Ints,
-    history: History,
+    history: Past,
 ) -> dict[str, pa.Array]:
     """`features` of `view` as they were at `times_us`, n rows each, in their declared types.
 
@@ -79,14 +108,14 @@ def view_values(
 
 
 def _windowed(
-    catalog: Catalog, view: FeatureView, features: Sequence[str], codes: KeyCodes, times_us: Ints, history: History
+    catalog: Catalog, view: FeatureView, features: Sequence[str], codes: KeyCodes, times_us: Ints, history: Past
 ) -> dict[str, pa.Array]:
     source = catalog.source(view.source or "")
     aggregations = [agg for agg in view.aggregations if agg.feature in features]
     columns = list(dict.fromkeys(agg.column for agg in aggregations if agg.column != "*"))
     names = [column.name for column in catalog.sorted_join_keys(view)]
     earliest, latest = _earliest_us(aggregations, int(times_us.min())), int(times_us.max()) - 1
-    rows = history.events(source, [*names, *columns], earliest, latest)
+    rows = history.events(catalog, view, source, [*names, *columns], earliest, latest)
     event_codes = codes.of([_one(rows[name]) for name in names], rows.num_rows)
     seen = np.flatnonzero(event_codes >= 0)
     rows = rows.select(list(dict.fromkeys([*columns, "event_time"]))).take(seen)
@@ -101,7 +130,7 @@ def _earliest_us(aggregations: Sequence[Aggregation], first_label_us: int) -> in
 
 
 def _last_rows(
-    catalog: Catalog, view: FeatureView, features: Sequence[str], codes: KeyCodes, times_us: Ints, history: History
+    catalog: Catalog, view: FeatureView, features: Sequence[str], codes: KeyCodes, times_us: Ints, history: Past
 ) -> dict[str, pa.Array]:
     keys = catalog.sorted_join_keys(view)
     wanted = [feature for feature in view.features if feature.name in features]
@@ -114,7 +143,7 @@ def _last_rows(
         parts.append(_seen(codes, found.table, found.event_time_us, keys, wanted))
     for source in sources_of(catalog, view):
         columns = [column.name for column in (*keys, *wanted)]
-        table = history.events(source, columns, since_us, until_us)
+        table = history.events(catalog, view, source, columns, since_us, until_us)
         parts.append(_seen(codes, table, _times_us(table), keys, wanted))
     rows = _Rows(
         np.concatenate([part.codes for part in parts]),

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.dtypes import DType
+from headrace.dtypes import DType, arrow_type
 from headrace.errors import DataError
 from headrace.read.plans import LookupPlan
 from headrace.stores.tables import as_declared, file_format_of, read_file
@@ -44,6 +44,8 @@ def read_labels(labels: pa.Table | pd.DataFrame | str | Path, plan: LookupPlan) 
     needed = (*plan.join_keys, *plan.request)
     table = _table(labels, [column.name for column in needed if column.dtype is DType.STRING])
     _refuse_columns(table, plan, [column.name for column in needed])
+    if not table.num_rows:  # a file of no rows may have any types
+        return LabelRows(table, np.empty(0, np.int64), {c.name: pa.nulls(0, arrow_type(c.dtype)) for c in needed})
     times = as_declared(table[TIMESTAMP], DType.TIMESTAMP, f"Label column {TIMESTAMP!r}")
     if times.null_count:
         row = int(np.flatnonzero(np.asarray(times.is_null()))[0])

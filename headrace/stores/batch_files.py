@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import BatchSource, Column, DType, FeatureView
 from headrace.errors import DataError
+from headrace.moments import EARLIEST_US, LATEST_US
 from headrace.stores.tables import as_declared, read_file
 
 __all__ = ["BatchRows", "read_batch_rows"]
@@ -24,8 +25,8 @@ Ints = NDArray[np.int64]
 class BatchRows:
     """Rows in the order in which later ones win: event time, created timestamp, place in the file.
 
-    `table` holds the asked columns in their declared types; `refused` counts rows without an event time or with
-    an infinite value, which no view sees.
+    `table` holds the asked columns in their declared types; `refused` counts rows that no view sees: without an
+    event time, with a time outside the years 1 to 9999 or with an infinite value.
     """
 
     table: pa.Table
@@ -51,12 +52,11 @@ def read_batch_rows(
     table = _read(source, columns, repo)
     times = as_declared(table[source.timestamp], DType.TIMESTAMP, _where(source, source.timestamp))
     given = {c.name: as_declared(table[c.name], c.dtype, _where(source, c.name)) for c in columns}
-    created = _created_us(source, table)
+    created, created_good = _created_us(source, table)
     times_us = np.asarray(times.cast(pa.int64()).fill_null(0))
-    good = np.asarray(times.is_valid())
+    good = np.asarray(times.is_valid()) & _usable(times) & created_good
     for column in columns:
-        if column.dtype.is_float:
-            good &= ~np.isinf(np.asarray(given[column.name].fill_null(0)))
+        good &= _usable(given[column.name])
     inside = good & (times_us >= (times_us if start_us is None else start_us))
     inside &= times_us <= (times_us if end_us is None else end_us)
     rows = np.flatnonzero(inside)
@@ -86,13 +86,23 @@ def _path(source: BatchSource, repo: Path) -> Path:
     return repo / text
 
 
-def _created_us(source: BatchSource, table: pa.Table) -> Ints:
+def _usable(values: Any) -> NDArray[np.bool_]:
+    """Where a column of a declared type holds null, a finite number, a time of the years 1 to 9999, or another kind."""
+    if pa.types.is_floating(values.type):
+        return ~np.isinf(np.asarray(values.fill_null(0), np.float64))
+    if pa.types.is_timestamp(values.type):
+        times_us = np.asarray(values.cast(pa.int64()).fill_null(0), np.int64)
+        return (times_us >= EARLIEST_US) & (times_us <= LATEST_US)
+    return np.ones(len(values), np.bool_)
+
+
+def _created_us(source: BatchSource, table: pa.Table) -> tuple[Ints, NDArray[np.bool_]]:
+    """When each row was created, before all time for null, and whether that is usable."""
     if source.created_timestamp is None:
-        return np.zeros(table.num_rows, np.int64)
+        return np.zeros(table.num_rows, np.int64), np.ones(table.num_rows, np.bool_)
     name = source.created_timestamp
-    created: Any = as_declared(table[name], DType.TIMESTAMP, _where(source, name)).cast(pa.int64())
-    values: Ints = np.asarray(created.fill_null(np.iinfo(np.int64).min))
-    return values
+    created: Any = as_declared(table[name], DType.TIMESTAMP, _where(source, name))
+    return np.asarray(created.cast(pa.int64()).fill_null(np.iinfo(np.int64).min)), _usable(created)
 
 
 def _where(source: BatchSource, column: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from headrace.catalog.definitions import Catalog, catalog_from_json, catalog_to_json
-from headrace.catalog.project import CONFIG_FILE, project_of
+from headrace.catalog.project import CONFIG_FILE, HOW_TO_BEGIN, project_of
 from headrace.errors import SettingsError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.keys import catalog_key
@@ -69,7 +69,7 @@ def find_project(settings: Settings) -> str:
     mirror = read_mirror(settings)
     if mirror is None:
         raise SettingsError(
-            f"No project found: {settings.repo} has no {CONFIG_FILE} and {settings.data_dir} no catalog; "
-            "name the repo by --repo or HEADRACE_REPO, or run headrace apply."
+            f"A project is known by its repo or its data directory, {settings.repo} has no {CONFIG_FILE} and "
+            f"{settings.data_dir} no catalog; name the repo by --repo or HEADRACE_REPO, or {HOW_TO_BEGIN}."
         )
     return mirror.project

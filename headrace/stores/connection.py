@@ -55,7 +55,8 @@ def store_url(settings: Settings) -> str:
         return "embedded"
     parts = urlsplit(settings.redis_url)
     secret, _, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{'***@' if secret else ''}{host}{parts.path}"
+    scheme = f"{parts.scheme}://" if parts.scheme else ""
+    return f"{scheme}{'***@' if secret else ''}{host}{parts.path}"
 
 
 def _client(kind: Any, retry: Any, settings: Settings) -> Any:
@@ -69,9 +70,10 @@ def _client(kind: Any, retry: Any, settings: Settings) -> Any:
         return kind(unix_socket_path=str(attach(settings.data_dir)), **options)
     try:
         return kind.from_url(settings.redis_url, **options)
-    except ValueError as error:
+    except ValueError:
         raise SettingsError(
-            f"HEADRACE_REDIS_URL must be a redis://, rediss:// or unix:// URL, got {store_url(settings)!r} ({error})."
+            f"HEADRACE_REDIS_URL must be a redis://, rediss:// or unix:// URL, got {store_url(settings)!r}; write it "
+            "like redis://localhost:6379, or unset it to use an embedded store."
         ) from None
 
 

@@ -5,6 +5,7 @@
     headrace.markers:PROJECT                hash, what is applied, archived and ready (see stores/markers.py)
     headrace.stream:PROJECT:SOURCE:PART     stream, the events of one partition of one source
     headrace.lease:PROJECT:ROLE             string, who holds a role
+    headrace.counters:PROJECT               hash, what the worker counts (see stores/counters.py)
 
 Names and values are percent-escaped, so that a key can be split again and two keys never meet; composite keys
 are sorted by entity name and joined by commas. No key holds a brace: Redis Cluster would hash only what
@@ -13,6 +14,7 @@ stands between braces.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +26,7 @@ from headrace.catalog.definitions import FeatureView
 
 __all__ = [
     "catalog_key",
+    "counters_key",
     "entity_key",
     "entity_prefix",
     "escape",
@@ -34,7 +37,9 @@ __all__ = [
     "stream_key",
 ]
 
-_ESCAPES = str.maketrans({c: f"%{ord(c):02X}" for c in "%:,{}\x00\r\n"})
+_SPECIALS = "%:,{}\x00\r\n"
+_ESCAPES = str.maketrans({c: f"%{ord(c):02X}" for c in _SPECIALS})
+_SPECIAL = re.compile(f"[{_SPECIALS}]")
 
 
 def escape(text: str) -> str:
@@ -58,6 +63,8 @@ def group_keys(prefix: str, columns: Sequence[pa.Array]) -> tuple[NDArray[np.int
     `columns` are the join key columns in the order of the sorted entity names.
     """
     encoded = [pc.dictionary_encode(column) for column in columns]
+    if len(encoded) == 1:
+        return np.asarray(encoded[0].indices.fill_null(-1)).astype(np.int64), _keys(prefix, [encoded[0].dictionary])
     codes = np.zeros(len(columns[0]), np.int64)
     missing = np.zeros(len(codes), np.bool_)
     for part in encoded:
@@ -65,11 +72,22 @@ def group_keys(prefix: str, columns: Sequence[pa.Array]) -> tuple[NDArray[np.int
         codes = np.unique(codes, return_inverse=True)[1]
         missing |= np.asarray(part.indices.is_null())
     _, first, inverse = np.unique(codes[~missing], return_index=True, return_inverse=True)
-    rows = np.flatnonzero(~missing)[first]
-    values = [column.take(pa.array(rows)).to_pylist() for column in columns]
+    rows = pa.array(np.flatnonzero(~missing)[first])
     grouped = np.full(len(codes), -1, np.int64)
     grouped[~missing] = inverse
-    return grouped, [entity_key(prefix, key) for key in zip(*values, strict=True)]
+    return grouped, _keys(prefix, [column.take(rows) for column in columns])
+
+
+def _keys(prefix: str, columns: Sequence[pa.Array]) -> list[bytes]:
+    """`entity_key` of every row, none of whose values is null."""
+    texts = [_escaped(column) for column in columns]
+    rows = texts[0] if len(texts) == 1 else [",".join(parts) for parts in zip(*texts, strict=True)]
+    return ("\n".join([prefix + row for row in rows])).encode().split(b"\n") if rows else []
+
+
+def _escaped(column: pa.Array) -> list[str]:
+    values = [str(value) for value in column.to_pylist()]
+    return [escape(value) for value in values] if _SPECIAL.search("".join(values)) else values
 
 
 def layout_field(view: FeatureView) -> str:
@@ -83,6 +101,10 @@ def catalog_key(project: str) -> str:
 
 def markers_key(project: str) -> str:
     return f"headrace.markers:{escape(project)}"
+
+
+def counters_key(project: str) -> str:
+    return f"headrace.counters:{escape(project)}"
 
 
 def stream_key(project: str, source: str, partition: int) -> str:

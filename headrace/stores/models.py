@@ -9,6 +9,7 @@ Training and scoring turn columns into the pipeline's input by the one function 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -36,6 +37,8 @@ __all__ = [
     "Manifest",
     "Model",
     "ModelInput",
+    "champion_manifests",
+    "champion_of",
     "champion_version",
     "load_model",
     "model_frame",
@@ -175,6 +178,20 @@ def champion_version(data_dir: Path, name: str) -> int | None:
         return int((_folder(data_dir, name) / _CHAMPION).read_text())
     except FileNotFoundError:
         return None
+
+
+def champion_manifests(data_dir: Path) -> list[Manifest]:
+    """What is known of every champion, by name; a champion whose manifest is not there or not ours is left out."""
+    names = [path.parent.name for path in sorted((Path(data_dir) / "models").glob(f"*/{_CHAMPION}"))]
+    found = [champion_of(data_dir, name) for name in names]
+    return [manifest for manifest in found if manifest is not None]
+
+
+def champion_of(data_dir: Path, name: str) -> Manifest | None:
+    """What is known of the champion of `name`, None without one and without a manifest that we can read."""
+    with contextlib.suppress(OSError, ValueError, DataError):
+        return _read_manifest(_folder(data_dir, name) / str(champion_version(data_dir, name)) / _MANIFEST)
+    return None
 
 
 def versions(data_dir: Path, name: str) -> list[int]:

@@ -2,7 +2,8 @@
 
     events/{source}    every event that parsed: the source's own columns, event_time, arrival_time,
                        position {partition, offset, index}, is_repeat; partitioned by event_date
-    dead_letters       every event that did not, with its reason and raw payload
+    dead_letters       every event that did not, with its reason and raw payload; those that one view skips (with
+                       `view` and `layout`); and marks of those that were replayed (`replayed`)
 
 Each append carries an application version, the offset of its last entry, under one application per source and
 partition: an append that was committed before is dropped when it comes again. Ownership is a file lock, held for
@@ -27,7 +28,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
-from headrace.errors import SettingsError
+from headrace.errors import DataError, SettingsError
 from headrace.stores.arrow import arrow_schema
 
 __all__ = ["DEAD_LETTERS", "INDEX", "OFFSET", "PARTITION", "OfflineStore", "archiver_ownership", "event_rows"]
@@ -44,6 +45,9 @@ DEAD_LETTERS = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("payload", pa.binary()),
         pa.field("arrival_time", pa.timestamp("us", "UTC")),
+        pa.field("view", pa.string()),
+        pa.field("layout", pa.string()),
+        pa.field("replayed", pa.bool_()),
     ]
 )
 
@@ -129,6 +133,13 @@ class OfflineStore:
         """Folder of the events of `source` (`writes/VIEW` lies one level deeper)."""
         return self.root / "events" / source
 
+    def refuse_other_types(self, source: Source) -> None:
+        """Raises DataError if the table of `source` holds one of its columns as another type, as a removed source of
+        the same name may have left it."""
+        table = _open(self.events_path(source.name))
+        if table is not None:
+            _refuse_other_types(table, _schema(source), f"events/{source.name}")
+
     @property
     def dead_letters_path(self) -> Path:
         return self.root / "dead_letters"
@@ -137,7 +148,8 @@ class OfflineStore:
         """Append `rows` (of `event_rows`): all events of one partition after its archived offset, up to the entry
         at `last_offset`, whole. Rows at or below the archived offset are dropped; returns how many were added.
 
-        No rows is an append too: it raises the archived offset.
+        No rows is an append too: it raises the archived offset. Raises DataError for a column that the table holds as
+        another type.
         """
         schema = _schema(source)
         rows = rows.select(schema.names).cast(schema)
@@ -149,6 +161,11 @@ class OfflineStore:
         """Append `rows` of the schema DEAD_LETTERS under the same rules as `append_events`."""
         app_id = _app_id(source.name, partition)
         return self._append(self.dead_letters_path, rows, rows["offset"], app_id, last_offset, None)
+
+    def append_letters(self, rows: pa.Table, offsets: Ints, last_offset: int) -> int:
+        """Append `rows` of the schema DEAD_LETTERS from the stream of letters, `offsets` their entries' offsets, under
+        the same rules."""
+        return self._append(self.dead_letters_path, rows, pa.array(offsets), "archive/letters", last_offset, None)
 
     def archived_offset(self, source: str, partition: int) -> int:
         """Offset up to which a partition is archived, -1 for nothing; fresh from the table."""
@@ -211,6 +228,21 @@ class OfflineStore:
         )
         return rows.sort_by([(name, "ascending") for name in ("source", "partition", "offset", "index")])
 
+    def dead_letter_counts(self) -> dict[tuple[str, str | None], int]:
+        """How many dead letters there are by (source, layout of the view that skips them, None for all views), those
+        that were replayed left out; reads no payload."""
+        table = _open(self.dead_letters_path)
+        files = _paths(table) if table else []
+        if not files:
+            return {}
+        names = ["source", "layout", "replayed"]
+        rows = pads.dataset(files, schema=DEAD_LETTERS, format="parquet").to_table(columns=names)
+        counts: dict[tuple[str, str | None], int] = {}
+        for row in rows.group_by(names).aggregate([([], "count_all")]).to_pylist():
+            place = (row["source"], row["layout"])
+            counts[place] = counts.get(place, 0) + (-1 if row["replayed"] else 1) * row["count_all"]
+        return {place: count for place, count in sorted(counts.items(), key=str) if count > 0}
+
     def watermark_us(self, source: Source, partition: int) -> int | None:
         """The largest archived event time of a partition, None when it has no events."""
         up_to = {partition: np.iinfo(np.int64).max}
@@ -231,6 +263,7 @@ class OfflineStore:
         self, path: Path, rows: pa.Table, offsets: Any, app_id: str, version: int, partition_by: list[str] | None
     ) -> int:
         table = self._writers.pop(path, None) or _open_or_create(path, rows.schema, partition_by)
+        _refuse_other_types(table, rows.schema, path.relative_to(self.root).as_posix())
         done = _version(table, app_id)
         if version > done:
             rows = rows.filter(pc.greater(offsets, pa.scalar(done, pa.int64())))
@@ -252,6 +285,18 @@ def _schema(source: Source) -> pa.Schema:
     """The source's columns in their declared types, then what the archive adds."""
     own = arrow_schema(source.columns)
     return pa.schema([*own, *(field for field in _ARCHIVE if field.name not in own.names)])
+
+
+def _refuse_other_types(table: DeltaTable, schema: pa.Schema, name: str) -> None:
+    """Raises DataError where the table would cast, or take two columns for one: its names know no case."""
+    held = {field.name.lower(): field for field in pa.schema(table.schema().to_arrow())}
+    for field in schema:
+        found = held.get(field.name.lower(), field)
+        if (found.name, found.type) != (field.name, field.type):
+            raise DataError(
+                f"The archive keeps a column's name and type, table {name!r} holds {found.name!r} as {found.type} and "
+                f"would get {field.name!r} as {field.type}; use a new name for the source or view."
+            )
 
 
 def _open(path: Path) -> DeltaTable | None:

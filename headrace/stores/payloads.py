@@ -7,6 +7,7 @@ of its id (without one, of the event), so that a retry lands where the first wen
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def _take(values: list[Any], rows: Sequence[int]) -> list[Any]:
 
 
 def ndjson_batches(source: Source, body: bytes) -> list[Batch]:
-    """Entries for newline-delimited JSON, one event a line; blank lines are no events."""
-    lines = [line for line in body.split(b"\n") if line.strip()]
+    """Entries for newline-delimited JSON, one event a line; blank lines are no events, a byte order mark is none."""
+    lines = [line for line in body.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
     ids = [_line_id(line, source.event_id) for line in lines] if source.partitions > 1 and source.event_id else None
     parts = _by_partition(source, len(lines), ids, lines.__getitem__)
     return [batch for partition, rows in parts for batch in _line_entries(partition, lines, rows)]
@@ -118,36 +119,45 @@ def arrow_batches(source: Source, body: bytes) -> list[Batch]:
 
     Raises RequestError for bytes that are none, for values that Python cannot hold, or without the timestamp.
     """
-    table = _read_arrow(source, body)
-    if not table.num_rows:
-        return []
-    if source.partitions > 1:
-        return column_batches(source, _json_columns(table))
-    bytes_per_row = max(1, table.nbytes // table.num_rows)
+    table, values = _read_arrow(source, body)
+    ids = values.get(source.event_id) if source.event_id else None
+    parts = _by_partition(source, table.num_rows, ids, lambda row: repr([v[row] for v in values.values()]).encode())
+    bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
     step = max(1, min(ENTRY_EVENTS, ENTRY_BYTES // bytes_per_row))
-    pieces = [table.slice(start, step) for start in range(0, table.num_rows, step)]
-    return [Batch(0, "arrow", _arrow_bytes(piece), piece.num_rows) for piece in pieces]
+    return [
+        Batch(partition, "arrow", _arrow_bytes(_rows_of(table, some)), len(some))
+        for partition, rows in parts
+        for some in _pieces(rows, step)
+    ]
 
 
-def _read_arrow(source: Source, body: bytes) -> pa.Table:
+def _rows_of(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    return table.slice(rows.start, len(rows)) if isinstance(rows, range) else table.take(rows)
+
+
+def _read_arrow(source: Source, body: bytes) -> tuple[pa.Table, dict[str, list[Any]]]:
+    """The source's columns of an IPC stream, and their values."""
     try:
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()
         table.validate(full=True)
         _require_time(source, table.column_names)
         table = table.select([column.name for column in source.columns if column.name in table.column_names])
-        table.to_pydict()
+        values = table.to_pydict()
+        table = pa.table({name: _takeable(table[name], values[name]) for name in table.column_names})
     except (pa.ArrowException, KeyError, ValueError, OverflowError, OSError) as error:
         raise RequestError(f"A push of Arrow must be one IPC stream of typed columns: {error}.") from None
-    return table
+    return table, values
 
 
-def _json_columns(table: pa.Table) -> dict[str, list[Any]]:
-    """Columns as JSON holds them; timestamps become RFC 3339 text."""
-    return {
-        name: [value.isoformat() if hasattr(value, "isoformat") else value for value in values]
-        for name, values in table.to_pydict().items()
-    }
+def _takeable(column: Any, values: list[Any]) -> Any:
+    """`column`, rebuilt from its values if Arrow cannot take rows of its type: views (whose slices keep the whole
+    buffer when written) and run-end encodings."""
+    try:
+        column.slice(0, 0).take(pa.array([], pa.int64()))
+    except pa.ArrowNotImplementedError:
+        return pa.array(values)
+    return column
 
 
 def _arrow_bytes(table: pa.Table) -> bytes:
@@ -166,13 +176,19 @@ def _by_partition(
         return [(0, range(count))] if count else []
     parts: dict[int, list[int]] = {}
     for row in range(count):
-        key = event(row) if ids is None or ids[row] is None else _id_bytes(ids[row])
+        key = None if ids is None else _id_bytes(ids[row])
+        key = event(row) if key is None else key
         parts.setdefault(zlib.crc32(key) % source.partitions, []).append(row)
     return sorted(parts.items())
 
 
-def _id_bytes(event_id: Any) -> bytes:
-    return event_id.encode() if isinstance(event_id, str) else orjson.dumps(event_id, default=str)
+def _id_bytes(event_id: Any) -> bytes | None:
+    """What is hashed of an id: equal ids give equal bytes, 1.0 and 1 alike; None for what can be no id."""
+    if isinstance(event_id, str):
+        return event_id.encode(errors="surrogatepass")
+    if isinstance(event_id, float) and event_id.is_integer():
+        event_id = int(event_id)
+    return b"%d" % event_id if type(event_id) is int else None
 
 
 def _pieces(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:

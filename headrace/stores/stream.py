@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from headrace.stores.keys import stream_key
 
-__all__ = ["NOTHING", "Entry", "EventStream", "Format", "Position", "append_async", "arrival_us", "heads_async"]
+__all__ = [
+    "NOTHING",
+    "Entry",
+    "EventStream",
+    "Format",
+    "Position",
+    "append_async",
+    "arrival_us",
+    "heads_async",
+    "queue_append",
+]
 
 Format = Literal["ndjson", "columns", "arrow"]
 
@@ -133,6 +143,20 @@ class EventStream:
 
 def _head(found: Any) -> Entry | None:
     return _entry(*found[0]) if found else None
+
+
+def queue_append(
+    pipe: redis.client.Pipeline,
+    project: str,
+    source: str,
+    format: Format,
+    payload: bytes,
+    count: int,
+    partition: int = 0,
+    catalog: int = 0,
+) -> None:
+    """`EventStream.append` as one command of a pipeline."""
+    pipe.eval(_APPEND, 1, stream_key(project, source, partition), format, cast(Any, payload), str(count), str(catalog))
 
 
 async def append_async(

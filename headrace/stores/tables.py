@@ -21,6 +21,7 @@ from deltalake.exceptions import DeltaError
 
 from headrace.dtypes import DType, arrow_type
 from headrace.errors import DataError
+from headrace.moments import EARLIEST_US, LATEST_US
 
 __all__ = ["as_declared", "file_format_of", "read_file", "write_file"]
 
@@ -82,7 +83,7 @@ _READERS: dict[str, Any] = {"parquet": _read_parquet, "delta": _read_delta, "csv
 
 def as_declared(values: pa.ChunkedArray[Any] | pa.Array[Any], dtype: DType, where: str) -> pa.Array:
     """`values` as one array of a declared type: NaN is null, naive timestamps are UTC, digits beyond microseconds
-    are cut, whole floats pass as integers. Infinities stay.
+    are cut, whole floats pass as integers. Infinities stay; times outside the years 1 to 9999 stay outside.
 
     Raises DataError, naming `where`, for values of another kind or out of range.
     """
@@ -109,12 +110,32 @@ def _moments(array: Any) -> Any:
     """Timestamps, dates or RFC 3339 texts as timestamps in UTC."""
     moment = arrow_type(DType.TIMESTAMP)
     if not _is_text(array.type):
-        return array.cast(pa.timestamp("us", getattr(array.type, "tz", None)), safe=False).cast(moment)
+        return _scaled(array).cast(moment)
     text = pc.replace_substring_regex(array.cast(pa.string()), r"(\.\d{6})\d+", r"\1")
     zoned = pc.match_substring_regex(text, r":.*(Z|[+-]\d\d(:?\d\d)?)$")
     none = pa.scalar(None, pa.string())
     naive = pc.if_else(zoned, none, text).cast(pa.timestamp("us")).cast(moment)
     return pc.coalesce(pc.if_else(zoned, text, none).cast(moment), naive)
+
+
+def _scaled(array: Any) -> Any:
+    """Timestamps or dates in microseconds; those of a coarser unit are first brought near the years 1 to 9999, so
+    that none overflows into them."""
+    unit_us = _unit_us(array.type)
+    if unit_us == 1:
+        return array.cast(pa.timestamp("us", getattr(array.type, "tz", None)), safe=False)
+    first, last = EARLIEST_US // unit_us - 1, LATEST_US // unit_us + 1
+    numbers = array.cast(pa.int32() if pat.is_date32(array.type) else pa.int64()).cast(pa.int64())
+    capped = pc.min_element_wise(numbers, last, skip_nulls=False)
+    near = pc.max_element_wise(capped, first, skip_nulls=False)
+    return pc.multiply(near, unit_us).cast(pa.timestamp("us", "UTC"))
+
+
+def _unit_us(kind: pa.DataType) -> int:
+    """Microseconds in a unit of a timestamp or date; 1 for nanoseconds too."""
+    if pat.is_date32(kind):
+        return 86_400_000_000
+    return 1_000 if pat.is_date64(kind) else {"s": 1_000_000, "ms": 1_000}.get(kind.unit, 1)
 
 
 def _is_text(kind: pa.DataType) -> bool:

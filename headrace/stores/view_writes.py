@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Catalog, FeatureView
-from headrace.stores.codec.header import ROWS, TILES, Header, pack_header, unpack_header
+from headrace.stores.codec.header import ROWS, TILES, Header, Headers, pack_header, unpack_header
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_rows, row_layout
-from headrace.stores.codec.tiles import TileLayout, Tiles, decode_tiles, encode_tiles, tile_layout
+from headrace.stores.codec.tiles import TileLayout, Tiles, columns_of, decode_tiles, encode_tiles, tile_layout
 from headrace.stores.keys import entity_prefix, group_keys, layout_field
-from headrace.stores.online import OnlineStore
+from headrace.stores.online import OnlineStore, Update
 from headrace.windows.entries import Places, lift_entries, merge_entries
 from headrace.windows.suffix_tiles import drop_old, merge_rows, partial_rows
 
-__all__ = ["SPARE_MS", "Arrived", "expiry_ms", "write_rows", "write_windows"]
+__all__ = ["SPARE_MS", "Arrived", "expiry_ms", "row_update", "window_update", "write_rows", "write_windows"]
 
 Ints = NDArray[np.int64]
 SPARE_MS = 86_400_000
@@ -46,6 +46,10 @@ class Arrived:
     def place(self) -> Ints:
         """The order of events of one entry: index x 2^16 + part."""
         return (self.index << 16) + (0 if self.part is None else self.part)
+
+    def only(self, names: Collection[str]) -> Arrived:
+        """The events with these columns alone."""
+        return replace(self, columns={name: column for name, column in self.columns.items() if name in names})
 
     def take(self, chosen: Ints) -> Arrived:
         """The events by number."""
@@ -75,24 +79,40 @@ def expiry_ms(catalog: Catalog, view: FeatureView) -> int:
 
 def write_windows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> int:
     """Merges events (none of them a repeat) into a windowed view; returns how many had a null join key."""
+    update, skipped = window_update(catalog, view, events, build)
+    store.update(update)
+    return skipped
+
+
+def window_update(catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> tuple[Update, int]:
+    """What `write_windows` does to the store, to be done with others, and how many events had a null join key."""
     codes, keys = group_keys(entity_prefix(catalog.project, view.entities), _key_columns(catalog, view, events))
-    layout, place = tile_layout(view), (events.stream, events.partition)
+    layout = tile_layout(view)
+    needed, runs = events.only(columns_of(layout)), _Runs(codes, len(keys))
 
-    def merge(numbers: list[int], held: list[bytes | None]) -> list[bytes | None]:
-        headers = [Header(TILES, build=build) if blob is None else unpack_header(blob, TILES) for blob in held]
-        local = np.full(len(keys), -1, np.int64)
-        local[numbers] = np.arange(len(numbers))
-        after = np.array([header.after(place) for header in headers], np.int64).reshape(-1, 2)
-        mine = np.where(codes >= 0, local[codes], -1)
-        chosen = np.flatnonzero(mine >= 0)
-        late = (events.offset[chosen] > after[mine[chosen], 0]) | (
-            (events.offset[chosen] == after[mine[chosen], 0]) & (events.index[chosen] > after[mine[chosen], 1])
-        )
-        chosen = chosen[late]
-        return _merged_tiles(layout, headers, held, mine[chosen], events.take(chosen))
+    def merge(numbers: Sequence[int], held: list[bytes | None]) -> list[bytes | None]:
+        headers = Headers(held, TILES, (events.stream, events.partition), build)
+        chosen, mine = runs.of(np.asarray(numbers))
+        offset, index = events.offset[chosen], events.index[chosen]
+        later = (offset > headers.offset[mine]) | ((offset == headers.offset[mine]) & (index > headers.index[mine]))
+        return _merged_tiles(layout, headers, held, mine[later], needed.take(chosen[later]))
 
-    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view), build)
-    return int((codes < 0).sum())
+    return Update(keys, layout_field(view), merge, expiry_ms(catalog, view), build), int((codes < 0).sum())
+
+
+class _Runs:
+    """Events by key: `codes` holds the number of each event's key among `n_keys`, -1 for none."""
+
+    def __init__(self, codes: Ints, n_keys: int) -> None:
+        self._order = np.argsort(codes, kind="stable")
+        self._bounds = np.searchsorted(codes[self._order], np.arange(n_keys + 1))
+
+    def of(self, numbers: Ints) -> tuple[Ints, Ints]:
+        """The events of these keys, key after key, each key's in order; and which of `numbers` each belongs to."""
+        first, counts = self._bounds[numbers], self._bounds[numbers + 1] - self._bounds[numbers]
+        mine = np.repeat(np.arange(len(numbers)), counts)
+        before = np.cumsum(counts) - counts
+        return self._order[np.arange(len(mine)) + (first - before)[mine]], mine
 
 
 def _key_columns(catalog: Catalog, view: FeatureView, events: Arrived) -> list[pa.Array]:
@@ -100,11 +120,12 @@ def _key_columns(catalog: Catalog, view: FeatureView, events: Arrived) -> list[p
 
 
 def _merged_tiles(
-    layout: TileLayout, headers: list[Header], held: list[bytes | None], keys: Ints, events: Arrived
+    layout: TileLayout, headers: Headers, held: list[bytes | None], keys: Ints, events: Arrived
 ) -> list[bytes | None]:
-    touched = np.zeros(len(headers), np.bool_)
-    touched[keys] = True
-    newest = np.array([header.newest_us for header in headers], np.int64)
+    """The values with `events` merged in, which are sorted by `keys` and in order within each; None where none is."""
+    last = np.full(len(held), -1, np.int64)
+    last[keys] = np.arange(len(keys))
+    newest = headers.newest_us.copy()
     np.maximum.at(newest, keys, events.event_time_us)
     old, rows = decode_tiles(layout, held), []
     for group, before in zip(layout.groups, old.rows, strict=True):
@@ -115,19 +136,9 @@ def _merged_tiles(
     for held_list, known in zip(layout.lists, old.entries, strict=True):
         delta = lift_entries(held_list, keys, events.event_time_us, events.columns, places)
         entries.append(merge_entries(held_list, known, delta, newest))
-    raised = _raised(headers, newest, keys, events)
-    blobs = encode_tiles(layout, [pack_header(header) for header in raised], Tiles(rows, entries))
-    return [blob if there else None for blob, there in zip(blobs, touched, strict=True)]
-
-
-def _raised(headers: list[Header], newest: Ints, keys: Ints, events: Arrived) -> list[Header]:
-    final = np.full(len(headers), -1, np.int64)
-    final[keys] = np.arange(len(keys))
-    place = (events.stream, events.partition)
-    return [
-        header if at < 0 else header.raised(int(newest[k]), place, (int(events.offset[at]), int(events.index[at])))
-        for k, (header, at) in enumerate(zip(headers, final.tolist(), strict=True))
-    ]
+    raised = headers.raised(newest, np.append(events.offset, 0)[last], np.append(events.index, 0)[last])
+    blobs = encode_tiles(layout, raised, Tiles(rows, entries))
+    return [blob if at >= 0 else None for blob, at in zip(blobs, last.tolist(), strict=True)]
 
 
 def write_rows(
@@ -138,6 +149,15 @@ def write_rows(
     `columns` of `events` holds the join keys and the features. Rows of rank BATCH have no position: their offset
     is 0, their order among equals their index.
     """
+    update, skipped = row_update(catalog, view, events, rank, build)
+    store.update(update)
+    return skipped
+
+
+def row_update(
+    catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH, build: int = 0
+) -> tuple[Update, int]:
+    """What `write_rows` does to the store, to be done with others, and how many events had a null join key."""
     codes, keys = group_keys(entity_prefix(catalog.project, view.entities), _key_columns(catalog, view, events))
     given = np.flatnonzero(codes >= 0)
     given = given[np.lexsort((given, events.event_time_us[given], codes[given]))]
@@ -147,8 +167,8 @@ def write_rows(
     table = pa.table({f.name: events.columns[f.name].take(pa.array(winners)) for f in view.features})
     place = None if rank == BATCH else (events.stream, events.partition)
 
-    def merge(numbers: list[int], held: list[bytes | None]) -> list[bytes | None]:
-        newer = np.flatnonzero(_wins(order[numbers], decode_order(layout, held)))
+    def merge(numbers: Sequence[int], held: list[bytes | None]) -> list[bytes | None]:
+        newer = np.flatnonzero(_wins(order[np.asarray(numbers)], decode_order(layout, held)))
         chosen = [numbers[i] for i in newer.tolist()]
         headers = []
         for i, k in zip(newer.tolist(), chosen, strict=True):
@@ -162,8 +182,7 @@ def write_rows(
             out[i] = blob
         return out
 
-    store.update(keys, layout_field(view), merge, expiry_ms(catalog, view), build)
-    return int((codes < 0).sum())
+    return Update(keys, layout_field(view), merge, expiry_ms(catalog, view), build), int((codes < 0).sum())
 
 
 def _order(events: Arrived, winners: Ints, rank: int) -> NDArray[Any]:

@@ -69,7 +69,7 @@ def test_a_stream_view_fills_its_schema_in() -> None:
 
 
 REFUSED = {
-    "expect": (lambda: payments(expect={"amount": ["not_null"]}), "expect is not supported yet; leave it out"),
+    "expect": (lambda: payments(expect={"amount": ["positive"]}), "'positive', which is no rule; use one of not_null"),
     "type": (lambda: events("e", time="ts", columns={"ts": "date"}), "'date'; use one of int"),
     "time": (lambda: events("e", time="at", columns={"ts": "timestamp"}), "time of source 'e' is 'at'"),
     "id": (lambda: payments(id="no"), "id of source 'payments' is 'no'"),

@@ -17,8 +17,10 @@ SOURCE = Source(
     "ts",
     partitions=4,
 )
+ROWS = FeatureView("rows", "batch", ("card",), (Column("score", DType.INT64),), "c" * 12)
 VIEW = FeatureView("last", "plain", ("card",), (Column("amount", DType.FLOAT64),), "a" * 12, source="payments")
 CATALOG = Catalog("shop", 3, "wall", (Entity("card", "card", DType.STRING),), (SOURCE,), (VIEW,))
+WITH_ROWS = replace(CATALOG, views=(VIEW, ROWS))
 
 
 def with_source(**fields: Any) -> Catalog:
@@ -45,7 +47,7 @@ def test_a_changed_view_says_what_differs_and_that_it_is_rebuilt() -> None:
             "feature view",
             "last",
             (
-                "features: (amount float64) -> (amount float32)",
+                "features: - amount float64, + amount float32",
                 f"fingerprint: {'a' * 12} -> {'b' * 12}: the view is rebuilt",
             ),
         )
@@ -100,3 +102,33 @@ UNSAFE = {
 def test_changes_that_would_make_stored_events_lie_are_refused(catalog: Catalog, words: str) -> None:
     with pytest.raises(DefinitionError, match=words):
         refuse_unsafe(CATALOG, catalog)
+
+
+def rows_with(*features: Column) -> Catalog:
+    return replace(WITH_ROWS, views=(VIEW, replace(ROWS, features=features, fingerprint="d" * 12)))
+
+
+@pytest.mark.parametrize("dtype", [DType.STRING, DType.FLOAT64, DType.INT32])
+def test_a_view_that_takes_rows_keeps_its_features_types(dtype: DType) -> None:
+    words = f"view 'rows' had 'score' as int64 and would have it as {dtype}; give the new view another name"
+    with pytest.raises(DefinitionError, match=words):
+        refuse_unsafe(WITH_ROWS, rows_with(Column("score", dtype)))
+
+
+def test_a_plain_view_that_moves_to_another_source_keeps_its_features_types() -> None:
+    other = replace(SOURCE, name="refunds", columns=(*SOURCE.columns[::2], Column("amount", DType.INT64)))
+    moved = replace(VIEW, source="refunds", features=(Column("amount", DType.INT64),))
+    with pytest.raises(DefinitionError, match="view 'last' had 'amount' as float64 and would have it as int64"):
+        refuse_unsafe(CATALOG, replace(CATALOG, sources=(SOURCE, other), views=(moved,)))
+
+
+def test_a_view_that_takes_rows_keeps_its_join_key_s_type() -> None:
+    catalog = replace(WITH_ROWS, entities=(Entity("card", "card", DType.INT64),))
+    with pytest.raises(DefinitionError, match="had 'card' as string and would have it as int64"):
+        refuse_unsafe(WITH_ROWS, catalog)
+
+
+def test_a_view_that_takes_rows_may_gain_and_lose_features() -> None:
+    refuse_unsafe(WITH_ROWS, rows_with(Column("score", DType.INT64), Column("rank", DType.INT32)))
+    refuse_unsafe(WITH_ROWS, rows_with(Column("rank", DType.INT32)))
+    refuse_unsafe(WITH_ROWS, replace(WITH_ROWS, views=(VIEW, replace(ROWS, name="new"))))

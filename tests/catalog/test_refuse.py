@@ -73,7 +73,7 @@ def test_an_aggregation_that_cannot_work_is_refused(load: Any, aggregation: str,
 
 
 VIEWS = {
-    "stream udf": (sfv(options=", udf=lambda df: df, mode='python'"), "a udf is not supported"),
+    "stream udf": (sfv(options=", udf=lambda df: df, mode='python'"), "the mode 'python'.*use mode='pandas'"),
     "stream engine": (sfv(options=", stream_engine={'type': 'spark'}"), "stream_engine"),
     "tiling hop": (sfv(options=", tiling_hop_size=timedelta(minutes=1)"), "tiling_hop_size.*slide_interval"),
     "pinned stream view": (sfv(options=", version='v2'"), "pinned version 'v2'"),
@@ -243,3 +243,42 @@ def test_permissions_and_other_projects_are_refused(load: Any) -> None:
                 'p = Permission(name="p", types=[FeatureView], policy=RoleBasedPolicy(roles=["x"]), actions=READ)'
             )
         )
+
+
+CASES = {
+    "columns of a source": (
+        source('{"schema": "id string, Amount double, amount double, at timestamp"}'),
+        "source 'clicks' must differ in more than case, 'Amount' and 'amount' do not",
+    ),
+    "features of a batch view": (
+        BATCH.replace("OPTIONS", "").replace("dtype=Float64)", "dtype=Float64), Field(name='AMOUNT', dtype=Float64)"),
+        "view 'rows' must differ in more than case, 'amount' and 'AMOUNT' do not",
+    ),
+    "a feature and its key": (
+        BATCH.replace("OPTIONS", "").replace('name="amount"', 'name="Card_ID"'),
+        "view 'rows' must differ in more than case, 'card_id' and 'Card_ID' do not",
+    ),
+    "a feature and a column of every row": (
+        BATCH.replace("OPTIONS", "").replace('name="amount"', 'name="Created"'),
+        "Feature 'Created' of view 'rows' is named like a column that every row has",
+    ),
+    "a column of the archive": (
+        source('{"schema": "id string, Position bigint, at timestamp"}'),
+        "Column 'Position' of source 'clicks' has a name that the archive adds",
+    ),
+    "a timestamp named like a column of the archive": (
+        source('{"schema": "id string, arrival_time timestamp"}', timestamp="arrival_time"),
+        "Column 'arrival_time' of source 'clicks' has a name that the archive adds",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), CASES.values(), ids=CASES)
+def test_names_that_the_archive_would_take_for_one_are_refused(load: Any, text: str, words: str) -> None:
+    with pytest.raises(DefinitionError, match=words):
+        compile_repo(load(text))
+
+
+def test_the_timestamp_may_be_called_event_time(load: Any) -> None:
+    text = source('{"schema": "id string, event_time timestamp"}', timestamp="event_time")
+    assert compile_repo(load(text)).source("clicks").timestamp == "event_time"

@@ -6,7 +6,15 @@ import pyarrow as pa
 import pytest
 
 from headrace.catalog.definitions import Column, DType
-from headrace.catalog.schema import can_cast, dtype_of_arrow, parse_ddl, render_ddl
+from headrace.catalog.schema import (
+    RESERVED_COLUMNS,
+    can_cast,
+    dtype_of_arrow,
+    parse_ddl,
+    refuse_reserved,
+    refuse_same_but_case,
+    render_ddl,
+)
 from headrace.errors import DefinitionError
 
 
@@ -70,3 +78,21 @@ def test_a_file_may_be_read_as_a_wider_or_narrower_number_but_not_as_another_kin
     assert not can_cast(DType.FLOAT64, DType.INT64)
     assert not can_cast(DType.STRING, DType.INT64)
     assert not can_cast(DType.BOOL, DType.INT64)
+
+
+@pytest.mark.parametrize("name", [*RESERVED_COLUMNS, "Position", "EVENT_TIME", "Is_Repeat"])
+def test_of_the_archive_s_own_names_only_event_time_is_free_and_only_to_the_timestamp(name: str) -> None:
+    columns = (Column("id", DType.STRING), Column(name, DType.TIMESTAMP))
+    with pytest.raises(DefinitionError, match=f"Column '{name}' of source 'x'.*rename it"):
+        refuse_reserved(columns, "id", "source 'x'")
+    if name == "event_time":
+        refuse_reserved(columns, name, "source 'x'")
+    else:
+        with pytest.raises(DefinitionError, match=f"Column '{name}'"):
+            refuse_reserved(columns, name, "source 'x'")
+
+
+def test_names_that_differ_only_in_case_are_refused() -> None:
+    refuse_same_but_case(["amount", "Amounts", "größe", "GROSSE"], "source 'x'")
+    with pytest.raises(DefinitionError, match="source 'x' must differ in more than case, 'Größe' and 'GRÖßE' do not"):
+        refuse_same_but_case(["Größe", "amount", "GRÖßE"], "source 'x'")

@@ -8,14 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
+from headrace.catalog.definitions import Column, DType, Source
 from headrace.cli import group
 from headrace.errors import DataError, UnknownNameError
 from headrace.settings import load_settings
 from headrace.stores.catalogs import load_catalog, read_mirror, save_catalog
 from headrace.stores.connection import open_store
+from headrace.stores.models import Manifest, ModelInput, promote, save_model
+from headrace.stores.offline import OfflineStore, event_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental:RuntimeWarning")  # Feast, on reading its registry
 
@@ -158,6 +163,32 @@ def test_an_unsafe_change_is_refused(run: Any, repo: Path) -> None:
     assert "source 'payments' had 'amount' as float64" in body(result)["refused"]
 
 
+def test_a_name_whose_archive_holds_other_types_is_refused(run: Any, repo: Path, tmp_path: Path) -> None:
+    old = Source("payments", (Column("amount", DType.STRING), Column("ts", DType.TIMESTAMP)), "ts")
+    none = pa.table({"amount": pa.array([], pa.string()), "ts": pa.array([], pa.timestamp("us", "UTC"))})
+    empty = np.array([], np.int64)
+    rows = event_rows(
+        none,
+        event_time_us=empty,
+        arrival_us=empty,
+        partition=0,
+        offset=empty,
+        index=empty,
+        is_repeat=empty.astype(bool),
+    )
+    archive = OfflineStore(tmp_path / "data")
+    archive.append_events(old, rows, partition=0, last_offset=1)
+    for command in ("plan", "apply"):
+        result = run(command, "--json")
+        assert result.exit_code == 1
+        assert (
+            "'events/payments' holds 'amount' as string and would get 'amount' as double; use a new name"
+            in (body(result)["refused"])
+        )
+    (repo / "shop_features.py").write_text(DEFINITIONS.replace('"payments"', '"payments_2"'))
+    assert run("apply").exit_code == 0
+
+
 def test_an_emptied_store_does_not_start_versions_again(run: Any, repo: Path, tmp_path: Path) -> None:
     run("apply")
     settings = load_settings(repo=repo, data_dir=tmp_path / "data")
@@ -173,9 +204,56 @@ def test_list_and_describe_show_what_was_applied(run: Any) -> None:
     assert isinstance(run("list").exception, DataError)
     run("apply")
     assert body(run("list", "--json"))["views"] == ["spend", "limits"]
-    assert "windowed, by card, 1 features" in run("list").stdout
+    assert "windowed, by card, 1 feature" in run("list").stdout
     described = body(run("describe", "spend", "--json"))
     assert (described["definition"], described["kind"]) == ("feature view", "windowed")
     assert described["aggregations"][0]["hop_us"] == 300_000_000
     assert "def clock" in run("describe", "clock").stdout
     assert isinstance(run("describe", "nothing").exception, UnknownNameError)
+
+
+def test_plan_refuses_a_configuration_that_apply_would_and_the_remedy_works_with_both(run: Any, repo: Path) -> None:
+    config = repo / "feature_store.yaml"
+    config.unlink()
+    for command in ("plan", "apply"):
+        refused = body(run(command, "--json"))["refused"]
+        assert "'project: my_project', 'registry: data/registry.db' and 'provider: local'" in refused
+    config.write_text("project: my_project\n")
+    for command in ("plan", "apply"):
+        assert "names no registry" in body(run(command, "--json"))["refused"]
+    config.write_text("project: my_project\nregistry: data/registry.db\nprovider: nowhere\n")
+    assert run("plan", "--json").exit_code == run("apply", "--json").exit_code == 1
+    config.write_text("project: my_project\nregistry: data/registry.db\nprovider: local\n")
+    assert (run("plan").exit_code, run("apply").exit_code) == (2, 0)
+
+
+def test_notes_name_services_whose_short_names_collide(run: Any, repo: Path) -> None:
+    two = 'again = stream_view("again", card, payments, windows("amount", ["sum"], over=["1h"]))\n'
+    text = DEFINITIONS.replace("limits = ", two + "limits = ").replace("[spend, limits", "[spend, again, limits")
+    (repo / "shop_features.py").write_text(text)
+    assert any("Service 'fraud': 'sum_amount_1h' is in more" in note for note in body(run("plan", "--json"))["notes"])
+
+
+def test_a_plan_shows_what_leaves_and_what_comes_and_what_becomes_of_the_models(
+    run: Any, repo: Path, tmp_path: Path
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    run("apply")
+    inputs = (ModelInput("spend__sum_amount_1h", DType.FLOAT64),)
+    manifest = Manifest("risk", "fraud", inputs, "bad", 0.0, 1, {}, {}, {}, {}, "2026-01-01T00:00:00Z")
+    save_model(tmp_path / "data", manifest, LogisticRegression())
+    promote(tmp_path / "data", "risk", 1)
+    text = DEFINITIONS.replace('over=["1h"]', 'over=["2h"]').replace("spend:sum_amount_1h", "spend")
+    (repo / "shop_features.py").write_text(text)
+    planned = body(run("plan", "--json"))
+    details = {change["name"]: change["details"] for change in planned["changes"]}
+    assert "features: - sum_amount_1h float64, + sum_amount_2h float64" in details["spend"]
+    assert "references: - spend:sum_amount_1h, + spend:sum_amount_2h" in details["fraud"]
+    assert any("no longer gives spend__sum_amount_1h" in note and "--name risk" in note for note in planned["notes"])
+
+
+def test_describe_prints_windows_as_plan_does(run: Any) -> None:
+    run("apply")
+    text = run("describe", "spend").stdout
+    assert "sum_amount_1h = sum(amount) over 1h by 5m" in text and "_us" not in text

@@ -141,7 +141,7 @@ def test_files_of_every_kind_are_pushed_and_bad_cells_go_on_as_they_are(project:
     table = table.append_column("ts", pa.array([1], pa.timestamp("ns")))
     pq.write_table(table, project / "c.parquet")
     for name, count in [("a.ndjson", 2), ("b.csv", 2), ("c.parquet", 1)]:
-        assert f"Pushed {count} events to payments" in run(project, "push", "payments", name)
+        assert f"Pushed {count} event" in run(project, "push", "payments", name)
     with open_store(Settings(data_dir=project / "the data")) as store:
         entries = store.xrange("headrace.stream:shop:payments:0")
     detach(project / "the data")

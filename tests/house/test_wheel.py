@@ -84,5 +84,5 @@ def test_every_process_starts_there_and_says_what_is_missing(venv: Path, crowded
             timeout=60,
         )
         assert done.returncode == 1, done.stderr
-        assert done.stderr.startswith("Error: No project found"), done.stderr
+        assert done.stderr.startswith("Error: A project is known by"), done.stderr
         assert done.stderr.count("\n") == 1

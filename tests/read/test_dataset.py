@@ -407,5 +407,5 @@ def test_the_materialize_command_says_how_many_keys(settings: Settings, history:
     done = CliRunner().invoke(materialize_command, ["latest", *folders], catch_exceptions=False)
     assert "Materialized 2 keys of latest" in done.output
     done = CliRunner().invoke(materialize_command, ["latest", "--start", "1970-01-01T00:01:41Z", *folders])
-    assert "Materialized 1 keys of latest" in done.output
+    assert "Materialized 1 key of latest" in done.output
     assert CliRunner().invoke(materialize_command, ["latest", "--end", "soon", *folders]).exit_code == 2

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shop import CARD_SPEND, Live, shop
+from shop import CARD_SPEND, Live, now, shop
 
 from headrace.errors import SettingsError, UnavailableError
 from headrace.settings import Settings
@@ -69,6 +69,17 @@ def test_metrics_count_by_route_and_status_with_few_labels(live: Live) -> None:
     assert 'headrace_requests_total{route="/health",status="200"}' in text
     assert 'headrace_request_seconds_bucket{le="0.01",route="/get-online-features"}' in text
     assert "/no/such" not in text
+
+
+def test_metrics_and_streams_show_what_the_worker_counted(live: Live) -> None:
+    live.push([{"id": "c1", "card_id": None, "amount": 1.0, "ts": now(-1)}, {"id": "c2", "amount": "x", "ts": now()}])
+    deadline = time.monotonic() + 10
+    while not live.http.get("/streams").json()["payments"]["counts"].get("dead"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    text = live.http.get("/metrics").text
+    assert 'headrace_source_events_total{column="",outcome="dead",rule="",source="payments"} 1.0' in text
+    assert 'headrace_view_events_total{column="",outcome="null_key",rule="",view="card_spend"} 1.0' in text
 
 
 def test_the_api_documents_bodies_and_paths(live: Live) -> None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from shop import Live, now
 
-from headrace.moments import rfc3339
+from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
 
 CARD = {"card_id": ["a"]}
 
@@ -72,7 +72,7 @@ WRONG: list[tuple[str, Any, int, str]] = [
     ("no rows", {"feature_service": "card_v1", "entities": {"card_id": []}}, 422, "rows"),
     ("too many rows", {"feature_service": "card_v1", "entities": {"card_id": ["a"] * 51}}, 422, "1 to 50 rows"),
     ("another key", {"feature_service": "card_v1", "entities": {"shop_id": [1]}}, 422, "missing: card_id"),
-    ("a key too many", {"feature_service": "card_v1", "entities": {**CARD, "shop": [1]}}, 422, "unknown: shop"),
+    ("a key too many", {"feature_service": "card_v1", "entities": {**CARD, "shop": [1]}}, 422, "unknown: 'shop'"),
     ("wrong type", {"feature_service": "card_v1", "entities": {"card_id": [1]}}, 422, "must be string"),
     ("nested", {"feature_service": "card_v1", "entities": {"card_id": [{"a": 1}]}}, 422, "must be string"),
     ("unknown service", {"feature_service": "nope", "entities": CARD}, 404, "no feature service 'nope'"),
@@ -112,3 +112,10 @@ def test_moments_have_six_digits_or_none() -> None:
     assert rfc3339(0) == "1970-01-01T00:00:00Z"
     assert rfc3339(1_500_000) == "1970-01-01T00:00:01.500000Z"
     assert rfc3339(-1) == "1969-12-31T23:59:59.999999Z"
+
+
+def test_a_moment_beyond_what_rfc_3339_can_say_is_the_nearest_it_can() -> None:
+    for us in (LATEST_US, LATEST_US + 1, 2**63 - 1):
+        assert rfc3339(us) == "9999-12-31T23:59:59.999999Z"
+    for us in (EARLIEST_US, EARLIEST_US - 1, -(2**63)):
+        assert rfc3339(us) == "0001-01-01T00:00:00Z"

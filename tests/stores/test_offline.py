@@ -11,7 +11,7 @@ import pytest
 
 import headrace.stores.offline as offline_module
 from headrace.catalog.definitions import Column, DType, Source
-from headrace.errors import SettingsError, UnavailableError
+from headrace.errors import DataError, SettingsError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
@@ -243,3 +243,35 @@ def test_an_order_nobody_takes_says_so_and_waits_for_the_next_archiver(settings:
     acknowledge(redis, "p", order, "done", "fine")
     assert waiting_orders(redis, "p") == []
     redis.close()
+
+
+def retyped(name: str, dtype: DType) -> Source:
+    """TRIPS with `km` under another name or type."""
+    columns = tuple(Column(name, dtype) if column.name == "km" else column for column in TRIPS.columns)
+    return dataclasses.replace(TRIPS, columns=columns)
+
+
+OTHERS = {
+    "wider": (retyped("km", DType.FLOAT64), pa.float64(), "'km' as float and would get 'km' as double"),
+    "integer": (retyped("km", DType.INT32), pa.int32(), "'km' as float and would get 'km' as int32"),
+    "string": (retyped("km", DType.STRING), pa.string(), "'km' as float and would get 'km' as string"),
+    "case": (retyped("KM", DType.FLOAT32), pa.float32(), "'km' as float and would get 'KM' as float"),
+}
+
+
+@pytest.mark.parametrize(("source", "kind", "words"), OTHERS.values(), ids=OTHERS)
+def test_a_column_of_another_type_is_refused_and_never_cast(
+    store: OfflineStore, source: Source, kind: pa.DataType, words: str
+) -> None:
+    name = source.columns[1].name
+    other = rows(2, [2]).drop_columns(["km"]).append_column(name, pa.array([1]).cast(kind))
+    store.refuse_other_types(source)
+    store.append_events(TRIPS, rows(1, [1]), partition=0, last_offset=1)
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"table 'events/trips' holds {words}; use a new name"):
+            store.append_events(source, other, partition=0, last_offset=2)
+    with pytest.raises(DataError, match="events/trips"):
+        store.refuse_other_types(source)
+    store.refuse_other_types(TRIPS)
+    store.append_events(TRIPS, rows(2, [2]), partition=0, last_offset=2)
+    assert ids(store) == ["1.0", "2.0"]

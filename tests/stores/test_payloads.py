@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -92,3 +94,88 @@ def test_columns_that_the_source_does_not_have_are_left_behind() -> None:
     (batch,) = column_batches(ONE, {"id": ["a"], "ts": [None], "more": [1]})
     assert orjson.loads(batch.payload) == {"id": ["a"], "ts": [None]}
     assert column_batches(ONE, {}) == column_batches(ONE, {"id": []}) == ndjson_batches(ONE, b" \n\n") == []
+
+
+def arrow(**columns: Any) -> bytes:
+    table = pa.table({**columns, "ts": ["2013-05-01T00:00:00Z"] * len(next(iter(columns.values())))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def read(source: Source, batches: list[Batch]) -> tuple[list[Any], dict[str, int]]:
+    """(the ids that a reader finds, in the order of text; how often each reason for a dead letter)."""
+    found: list[Any] = []
+    reasons: dict[str, int] = {}
+    for offset, batch in enumerate(batches, start=1):
+        entry = Entry(offset, batch.format, batch.count, batch.count, batch.payload)
+        parsed = parse_entries(source, batch.partition, [entry], "event", None)
+        found += parsed.table["id"].to_pylist()
+        for letter in parsed.dead:
+            reasons[letter.reason] = reasons.get(letter.reason, 0) + 1
+    return sorted(found, key=str), reasons
+
+
+NUMBERED = replace(ONE, columns=(Column("id", DType.INT64), Column("ts", DType.TIMESTAMP)))
+KINDS: dict[str, tuple[Source, Any]] = {
+    "infinities": (NUMBERED, pa.array([1.0, float("inf"), float("-inf"), float("nan"), 2.5])),
+    "binary": (ONE, pa.array([b"\xff", b"a", None])),
+    "decimals": (NUMBERED, pa.array([Decimal("1.5"), Decimal("2")])),
+    "string views": (ONE, pa.array(["a", "b", None, "a long one, past the inlined bytes"], pa.string_view())),
+    "run ends": (ONE, pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["a", "b"]))),
+    "dictionary": (ONE, pa.array(["a", "b", "a"]).dictionary_encode()),
+    "nested": (ONE, pa.array([[{"a": 1}], None, []])),
+    "nested views": (ONE, pa.array([["a"], ["b"]], pa.list_(pa.string_view()))),
+    "durations": (NUMBERED, pa.array([1, 2, None], pa.duration("s"))),
+    "nothing": (ONE, pa.nulls(3)),
+}
+
+
+@pytest.mark.parametrize(("source", "ids"), KINDS.values(), ids=KINDS)
+def test_what_becomes_of_an_arrow_value_does_not_depend_on_the_number_of_partitions(source: Source, ids: Any) -> None:
+    body, many = arrow(id=ids), replace(source, partitions=4)
+    one = read(source, arrow_batches(source, body))
+    assert read(many, arrow_batches(many, body)) == one
+    assert len(one[0]) + sum(one[1].values()) == len(ids)
+
+
+def test_pieces_of_a_column_of_string_views_hold_their_own_rows_alone() -> None:
+    body = arrow(id=pa.array([f"{i:_>40}" for i in range(12_000)], pa.string_view()))
+    batches = arrow_batches(ONE, body)
+    assert len(batches) == 3
+    assert sum(len(batch.payload) for batch in batches) < 2 * len(body)
+
+
+@pytest.mark.parametrize("depth", [253, 254, 255, 300, 1_000])
+@pytest.mark.parametrize("source", [ONE, MANY], ids=["one partition", "four"])
+def test_an_id_nested_however_deep_is_a_dead_letter_wherever_it_lands(source: Source, depth: int) -> None:
+    line = b'{"id":%s,"ts":"2013-05-01T00:00:00Z"}' % (b"[" * depth + b"]" * depth)
+    good = b'{"id":"a","ts":"2013-05-01T00:00:00Z"}'
+    found, reasons = read(source, ndjson_batches(source, line + b"\n" + good))
+    assert (found, reasons) == (["a"], {"id must be string, got a list": 1})
+
+
+def test_columns_with_an_id_that_utf_8_cannot_hold_are_refused_in_any_partition() -> None:
+    with pytest.raises(RequestError, match="plain JSON"):
+        column_batches(MANY, {"id": ["\ud800"], "ts": [None]})
+
+
+def test_equal_numbers_are_equal_ids_in_every_format() -> None:
+    source = replace(NUMBERED, partitions=64)
+    for number in (1, -7, 0, 2**53):
+        moment = "2013-05-01T00:00:00Z"
+        batches = [
+            *ndjson_batches(source, b'{"id":%d,"ts":"%s"}\n{"id":%d.0,"ts":1}' % (number, moment.encode(), number)),
+            *column_batches(source, {"id": [number, float(number)], "ts": [moment, moment]}),
+            *arrow_batches(source, arrow(id=[number])),
+            *arrow_batches(source, arrow(id=[float(number)])),
+        ]
+        assert len({batch.partition for batch in batches}) == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
+    body = b'\xef\xbb\xbf{"id":"a","ts":"2013-05-01T00:00:00Z"}\r\n{"id":"b","ts":"2013-05-01T00:00:00Z"}\r\n'
+    assert read(ONE, ndjson_batches(ONE, body)) == read(MANY, ndjson_batches(MANY, body)) == (["a", "b"], {})
+    assert ndjson_batches(ONE, b"\xef\xbb\xbf") == []

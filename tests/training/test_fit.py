@@ -1,5 +1,7 @@
 """The split looks forward only, and the baseline learns what is there to learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from headrace.errors import DataError, DefinitionError
 from training.config import ModelConfig
 from training.evaluate import evaluate
-from training.fit import fit_baseline, split_by_time, train_on
+from training.fit import beats_chance, fit_baseline, objections, split_by_time, train_on
 from training.rows import TrainingRows
 
 HOUR_US = 3_600_000_000
@@ -88,3 +90,18 @@ def test_metrics_of_known_scores():
 def test_a_test_fraction_outside_zero_and_one_is_refused():
     with pytest.raises(DefinitionError, match="test_fraction"):
         config(test_fraction=1.0)
+
+
+def test_too_few_rows_are_refused_with_how_many_there_are():
+    with pytest.raises(DataError, match="at least 10 label rows each, got"):
+        train_on(rows(20), config())
+
+
+def test_what_speaks_against_a_model_is_chance_and_a_better_champion():
+    manifest, _ = train_on(rows(), config())
+    poor = replace(manifest, metrics={"roc_auc": 0.5})
+    assert beats_chance(manifest) and not beats_chance(poor)
+    assert objections(manifest, None) == [] == objections(manifest, poor)
+    (worse,) = objections(replace(manifest, metrics={"roc_auc": 0.6}), replace(manifest, version=3))
+    assert "is below the champion's, version 3" in worse
+    assert objections(poor, None) == ["ROC AUC 0.5000 is no better than chance"]

@@ -163,3 +163,19 @@ def test_what_cannot_be_trained_is_refused(settings, options, error, message):
 def test_an_unknown_job_is_named(settings):
     with pytest.raises(UnknownNameError, match="daily"):
         call(jobs_command, settings, "run", "daily")
+
+
+def test_a_model_no_better_than_chance_is_saved_and_not_promoted_unless_asked_for(settings):
+    labels = pq.read_table(settings.repo / "labels.parquet")
+    generator = np.random.default_rng(5)
+    auc = 1.0
+    while auc > 0.5:
+        noise = labels.set_column(2, "fraud", pa.array(generator.random(N) < 0.5))
+        pq.write_table(noise, settings.repo / "noise.parquet")
+        options = ["--name", "noise", "--service", "cards_v1", "--labels", str(settings.repo / "noise.parquet")]
+        text = call(train_command, settings, *options, "--label", "fraud", "--no-promote")
+        auc = float(text.partition("roc_auc")[2].split()[0])
+    text = call(train_command, settings, *options, "--label", "fraud")
+    assert "not promoted" in text
+    assert "does not beat chance" in text and champion_version(settings.data_dir, "noise") is None
+    assert "now the champion" in call(train_command, settings, *options, "--label", "fraud", "--promote")

@@ -16,12 +16,31 @@ its markers: it counts as none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import DataError
 
-__all__ = ["FORMAT", "ROWS", "TILES", "Header", "Place", "build_of", "header_size", "pack_header", "unpack_header"]
+__all__ = [
+    "BUILD",
+    "FORMAT",
+    "HEAD_BYTES",
+    "POSITION_BYTES",
+    "ROWS",
+    "TILES",
+    "Header",
+    "Headers",
+    "Place",
+    "build_of",
+    "header_size",
+    "pack_header",
+    "unpack_header",
+]
 
 FORMAT = 1
 ROWS = 1
@@ -33,6 +52,12 @@ Place = tuple[int, int]
 
 _HEAD = struct.Struct("<BBHQQq")
 _POSITION = struct.Struct("<HHqI")
+HEAD_BYTES, POSITION_BYTES = _HEAD.size, _POSITION.size
+BUILD = slice(4, 12)
+"""Where in a value its build stands."""
+
+_POSITIONS = np.dtype([("stream", "<u2"), ("partition", "<u2"), ("offset", "<i8"), ("index", "<u4")])
+_FIELDS = [("format", "u1"), ("kind", "u1"), ("n", "<u2"), ("build", "<u8"), ("revision", "<u8"), ("newest_us", "<i8")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +90,12 @@ def pack_header(header: Header) -> bytes:
 
 def header_size(blob: bytes) -> int:
     """How many bytes of `blob` the header takes."""
-    return _HEAD.size + _POSITION.size * int.from_bytes(blob[2:4], "little")
+    return HEAD_BYTES + POSITION_BYTES * (blob[2] | blob[3] << 8)
 
 
 def build_of(blob: bytes) -> int:
     """The build that `blob` belongs to."""
-    return int.from_bytes(blob[4:12], "little")
+    return int.from_bytes(blob[BUILD], "little")
 
 
 def unpack_header(blob: bytes, kind: int) -> Header:
@@ -84,3 +109,86 @@ def unpack_header(blob: bytes, kind: int) -> Header:
     for stream, partition, offset, index in _POSITION.iter_unpack(blob[_HEAD.size : _HEAD.size + n * _POSITION.size]):
         positions[stream, partition] = (offset, index)
     return Header(kind, revision, newest_us, positions, build)
+
+
+@lru_cache(maxsize=64)
+def _dtype(n: int) -> np.dtype[Any]:
+    """A header of `n` positions."""
+    return np.dtype([*_FIELDS, ("positions", _POSITIONS, (n,))])
+
+
+class Headers:
+    """The headers of n values of one build as arrays, as the writer of `place` reads and raises them; None is no
+    value yet. `newest_us`, `offset` and `index` are int64 of n: the newest event, and the position of `place` up to
+    which each value is merged.
+
+    Raises DataError when a value is of another format or kind.
+    """
+
+    def __init__(self, blobs: Sequence[bytes | None], kind: int, place: Place, build: int = 0) -> None:
+        n = len(blobs)
+        self._blobs, self._kind, self._place, self._build = blobs, kind, place, build
+        self.newest_us, self.offset = np.full(n, OLDEST_US, np.int64), np.zeros(n, np.int64)
+        self.index = np.full(n, -1, np.int64)
+        self._absent = np.array([k for k, blob in enumerate(blobs) if blob is None], np.int64)
+        self._parts = self._read(np.array([k for k, blob in enumerate(blobs) if blob is not None], np.int64))
+
+    def _read(self, left: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
+        """By number of positions: which values, their headers, and which of their positions is the place's (-1)."""
+        parts = []
+        while len(left):
+            data = self._of_size_of_first(left)
+            same = data["n"] == data["n"][0]
+            part, data, left = left[same], data[same], left[~same]
+            self._check(part, data)
+            found = self._find_place(data)
+            known = np.flatnonzero(found >= 0)
+            at = data["positions"][known, found[known]]
+            self.newest_us[part] = data["newest_us"]
+            self.offset[part[known]], self.index[part[known]] = at["offset"], at["index"]
+            parts.append((part, data, found))
+        return parts
+
+    def _of_size_of_first(self, left: NDArray[np.int64]) -> NDArray[Any]:
+        numbers = left.tolist()
+        held: list[Any] = [self._blobs[k] for k in numbers]
+        size = header_size(held[0])
+        joined = b"".join([blob[:size] for blob in held])
+        if len(joined) != size * len(held):
+            joined = b"".join([blob[:size].ljust(size) for blob in held])
+        return np.frombuffer(joined, _dtype((size - HEAD_BYTES) // POSITION_BYTES))
+
+    def _check(self, part: NDArray[np.int64], data: NDArray[Any]) -> None:
+        wrong = np.flatnonzero((data["format"] != FORMAT) | (data["kind"] != self._kind))
+        if len(wrong):
+            unpack_header(self._blobs[part[wrong[0]]] or b"", self._kind)
+
+    def _find_place(self, data: NDArray[Any]) -> NDArray[np.int64]:
+        if not data["positions"].shape[1]:
+            return np.full(len(data), -1, np.int64)
+        stream, partition = self._place
+        match = (data["positions"]["stream"] == stream) & (data["positions"]["partition"] == partition)
+        found: NDArray[np.int64] = np.where(match.any(axis=1), match.argmax(axis=1), -1)
+        return found
+
+    def raised(self, newest_us: NDArray[np.int64], offset: NDArray[np.int64], index: NDArray[np.int64]) -> list[bytes]:
+        """The header of each next value (arrays of n): merged up to a position of the place after the present one."""
+        out = [b""] * len(self._blobs)
+        fresh = np.zeros(len(self._absent), _dtype(1))
+        fresh["format"], fresh["kind"], fresh["n"], fresh["build"] = FORMAT, self._kind, 1, self._build
+        fresh["positions"]["stream"], fresh["positions"]["partition"] = self._place
+        for part, data, found in [(self._absent, fresh, np.zeros(len(fresh), np.int64)), *self._parts]:
+            data, rows = data.copy(), np.arange(len(data))
+            data["revision"] += 1
+            data["newest_us"] = newest_us[part]
+            if data["positions"].shape[1]:
+                data["positions"]["offset"][rows, found] = offset[part]
+                data["positions"]["index"][rows, found] = index[part]
+            raw, size = data.tobytes(), data.dtype.itemsize
+            for i, (k, at) in enumerate(zip(part.tolist(), found.tolist(), strict=True)):
+                if at >= 0:
+                    out[k] = raw[i * size : (i + 1) * size]
+                else:
+                    held = unpack_header(self._blobs[k] or b"", self._kind)
+                    out[k] = pack_header(held.raised(int(newest_us[k]), self._place, (int(offset[k]), int(index[k]))))
+        return out

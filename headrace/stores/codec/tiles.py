@@ -9,22 +9,23 @@ After the header, little-endian:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Aggregation, FeatureView
-from headrace.stores.codec.header import header_size
+from headrace.stores.codec.header import HEAD_BYTES, POSITION_BYTES
 from headrace.windows.entries import COLUMNS, EntryList, EntryRows, empty_entries, entry_lists
 from headrace.windows.suffix_tiles import TileGroup, TileRows, empty_rows, tile_groups
+from headrace.windows.suffix_tiles import columns_of as tile_columns
 
-__all__ = ["TileLayout", "Tiles", "decode_tiles", "encode_tiles", "tile_layout"]
+__all__ = ["TileLayout", "Tiles", "columns_of", "decode_tiles", "encode_tiles", "tile_layout"]
 
 Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +57,60 @@ class Tiles:
     entries: list[EntryRows]
 
 
+def columns_of(layout: TileLayout) -> set[str]:
+    """The source's columns that the state is made from."""
+    return tile_columns(layout.groups) | {held.column for held in layout.lists}
+
+
 def decode_tiles(layout: TileLayout, blobs: Sequence[bytes | None]) -> Tiles:
     """The values of `blobs` as arrays; None is the value of no event."""
-    n_parts = len(layout.widths)
-    parts: list[list[bytes]] = [[] for _ in layout.widths]
-    counts, tails = np.zeros((len(blobs), n_parts), np.int64), []
-    for k, blob in enumerate(blobs):
-        if blob is None:
-            tails.append(b"")
-            continue
-        at = header_size(blob)
-        sizes = np.frombuffer(blob, "<u4", n_parts, at).tolist()
-        counts[k] = sizes
-        at += 4 * n_parts
-        for part, size, width in zip(parts, sizes, layout.widths, strict=True):
-            part.append(blob[at : at + size * width])
-            at += size * width
-        tails.append(blob[at:])
-    matrices = [_matrix(b"".join(part), width) for part, width in zip(parts, layout.widths, strict=True)]
-    numbers = [np.repeat(np.arange(len(blobs)), counts[:, i]) for i in range(n_parts)]
+    held = [blob for blob in blobs if blob is not None]
+    places = np.arange(len(blobs))
+    if len(held) < len(blobs):
+        places = np.array([k for k, blob in enumerate(blobs) if blob is not None], np.int64)
+    data, starts = _aligned(layout, held)
+    at, counts = starts + HEAD_BYTES, np.empty((len(layout.widths), len(held)), np.int64)
+    at += POSITION_BYTES * data.view("<u2")[starts // 2 + 1].astype(np.int64)
+    for i in range(len(layout.widths)):
+        counts[i] = data.view("<u4")[at // 4 + i]
+    word = (at + 4 * len(layout.widths)) // 8
+    words, parts = data.view("<i8"), []
+    for size, width in zip(counts, layout.widths, strict=True):
+        parts.append((np.repeat(places, size), _columns(words, word, size, width // 8)))
+        word = word + size * (width // 8)
     n_groups = len(layout.groups)
-    groups = zip(layout.groups, numbers[:n_groups], matrices[:n_groups], strict=True)
-    lists = zip(layout.lists, numbers[n_groups:], matrices[n_groups:], strict=True)
-    entries = [_entries(*part) for part in lists]
-    _cut_texts(layout, entries, tails)
-    return Tiles([_rows(*part) for part in groups], entries)
+    rows = [_rows(group, *part) for group, part in zip(layout.groups, parts[:n_groups], strict=True)]
+    entries = [_entries(listed, *part) for listed, part in zip(layout.lists, parts[n_groups:], strict=True)]
+    if any(listed.has_text for listed in layout.lists):
+        ends = (word * 8 - starts).tolist()
+        tails = dict(zip(places.tolist(), [blob[end:] for blob, end in zip(held, ends, strict=True)], strict=True))
+        _cut_texts(layout, entries, tails)
+    return Tiles(rows, entries)
 
 
-def _matrix(data: bytes, width: int) -> Ints:
-    """Rows of 8-byte numbers as columns, each contiguous."""
-    return np.frombuffer(data, "<i8").reshape(-1, width // 8).T.copy()
+def _aligned(layout: TileLayout, held: Sequence[bytes]) -> tuple[Bytes, Ints]:
+    """All values one after another, and where each starts: so that the rows of each lie on whole words."""
+    before = -(HEAD_BYTES + 4 * len(layout.widths)) % 8  # the bytes of a position are whole words
+    sizes = np.fromiter(map(len, held), np.int64, len(held))
+    pads = -sizes % 8
+    if (pads == before).all():
+        joined = bytes(before) + bytes(before).join(held)
+    else:
+        zeros = [bytes(n) for n in range(8)]
+        joined = b"".join([bytes(before), *[blob + zeros[pad] for blob, pad in zip(held, pads.tolist(), strict=True)]])
+    starts = before + np.cumsum(sizes + pads) - sizes - pads
+    return np.frombuffer(joined + bytes(-len(joined) % 8), np.uint8), starts
+
+
+def _columns(words: Ints, first: Ints, size: Ints, width: int) -> Ints:
+    """Columns of 8-byte numbers: `size` rows of `width` words each from each of `first` on."""
+    before = np.cumsum(size) - size
+    at = np.arange(int(size.sum())) * width + np.repeat(first - before * width, size)
+    matrix = np.empty((width, len(at)), np.int64)
+    for column in matrix:
+        np.take(words, at, out=column)
+        at += 1
+    return matrix
 
 
 def _rows(group: TileGroup, keys: Ints, matrix: Ints) -> TileRows:
@@ -103,9 +128,9 @@ def _entries(held: EntryList, keys: Ints, matrix: Ints) -> EntryRows:
     return EntryRows(keys, dict(zip(COLUMNS[held.kind], matrix, strict=True)), text)
 
 
-def _cut_texts(layout: TileLayout, entries: Sequence[EntryRows], tails: Sequence[bytes]) -> None:
+def _cut_texts(layout: TileLayout, entries: Sequence[EntryRows], tails: Mapping[int, bytes]) -> None:
     """Fills in the strings: each key's tail holds those of the first list, then those of the next."""
-    done = [0] * len(tails)
+    done = dict.fromkeys(tails, 0)
     for held, rows in zip(layout.lists, entries, strict=True):
         if not held.has_text or rows.text is None:
             continue
@@ -116,38 +141,45 @@ def _cut_texts(layout: TileLayout, entries: Sequence[EntryRows], tails: Sequence
 
 def encode_tiles(layout: TileLayout, headers: Sequence[bytes], tiles: Tiles) -> list[bytes]:
     """One value per header."""
-    n = len(headers)
+    n, n_parts = len(headers), len(layout.widths)
     every: list[TileRows | EntryRows] = [*tiles.rows, *tiles.entries]
     bounds = [np.searchsorted(part.keys, np.arange(n + 1)) for part in every]
-    counts = np.array([np.diff(bound) for bound in bounds], "<u4").reshape(len(bounds), n).T.tobytes()
-    data = [_group_bytes(*pair) for pair in zip(layout.groups, tiles.rows, strict=True)]
-    data += [_list_bytes(*pair) for pair in zip(layout.lists, tiles.entries, strict=True)]
-    cuts = [(bound * width).tolist() for bound, width in zip(bounds, layout.widths, strict=True)]
+    sizes = np.array([np.diff(bound) for bound in bounds], np.int64).reshape(n_parts, n)
+    widths = np.array(layout.widths, np.int64)
+    before = 4 * (n_parts % 2)  # so that the rows of each lie on whole words
+    spans = before + 4 * n_parts + (sizes * widths[:, None]).sum(axis=0)
+    starts = np.cumsum(spans) - spans
+    data = np.zeros(int(spans.sum()), np.uint8)
+    at = starts + before
+    for i, size in enumerate(sizes):
+        data.view("<u4")[at // 4 + i] = size
+    word, words = (at + 4 * n_parts) // 8, data.view("<i8")
+    for columns, size in zip(_state_columns(layout, tiles), sizes, strict=True):
+        _put_columns(words, word, size, columns)
+        word = word + size * len(columns)
+    raw, cuts = data.tobytes(), zip(headers, at.tolist(), (starts + spans).tolist(), strict=True)
+    values = [header + raw[start:end] for header, start, end in cuts]
+    if not any(listed.has_text for listed in layout.lists):
+        return values
     tails = _texts(layout, tiles.entries, bounds[len(layout.groups) :], n)
-    size = 4 * len(every)
-    return [
-        b"".join(
-            [
-                header,
-                counts[k * size : (k + 1) * size],
-                *[part[cut[k] : cut[k + 1]] for part, cut in zip(data, cuts, strict=True)],
-                tails[k],
-            ]
-        )
-        for k, header in enumerate(headers)
-    ]
+    return [value + tail for value, tail in zip(values, tails, strict=True)]
 
 
-def _group_bytes(group: TileGroup, rows: TileRows) -> bytes:
-    return _packed([rows.tiles, *[rows.state[field].view(np.int64) for field in group.fields]])
+def _state_columns(layout: TileLayout, tiles: Tiles) -> list[list[Ints]]:
+    """Of every part its columns of 8-byte numbers, in the order of the bytes."""
+    groups = zip(layout.groups, tiles.rows, strict=True)
+    lists = zip(layout.lists, tiles.entries, strict=True)
+    columns = [[rows.tiles, *[rows.state[field].view(np.int64) for field in group.fields]] for group, rows in groups]
+    return columns + [[rows.columns[name] for name in COLUMNS[held.kind]] for held, rows in lists]
 
 
-def _list_bytes(held: EntryList, rows: EntryRows) -> bytes:
-    return _packed([rows.columns[name] for name in COLUMNS[held.kind]])
-
-
-def _packed(columns: Sequence[NDArray[Any]]) -> bytes:
-    return np.stack(columns, axis=1).astype("<i8", copy=False).tobytes()
+def _put_columns(words: Ints, first: Ints, size: Ints, columns: Sequence[Ints]) -> None:
+    """The inverse of `_columns`."""
+    width, before = len(columns), np.cumsum(size) - size
+    at = np.arange(int(size.sum())) * width + np.repeat(first - before * width, size)
+    for column in columns:
+        words[at] = column
+        at += 1
 
 
 def _texts(layout: TileLayout, entries: Sequence[EntryRows], bounds: Sequence[Ints], n: int) -> list[bytes]:

@@ -1,0 +1,64 @@
+"""What windows cost at rest: bytes of the store per entity and view, and the time to decode them for a lookup."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import redis
+
+from benchmarks.stream_events import PROJECT, SOURCE, windowed_view
+from headrace.catalog.definitions import Catalog, Column, Entity, FeatureView, Source
+from headrace.dtypes import DType
+from headrace.read.values import step_values
+from headrace.stores.keys import entity_key, entity_prefix, layout_field
+from headrace.stores.online import OnlineStore
+from headrace.stores.view_writes import Arrived, write_windows
+
+__all__ = ["bytes_per_entity", "decode_us"]
+
+ENTITIES = 50
+T_US = 1_700_006_400_000_000
+HOUR_US = 3_600_000_000
+VIEWS = 10
+
+
+def _write(store: redis.Redis, project: str, view: FeatureView, tiles: int) -> list[bytes]:
+    """One event in each of the newest `tiles` tiles of every window, for every entity; returns the entities' keys."""
+    columns = (Column("card", DType.STRING), Column("amount", DType.FLOAT64), Column("ts", DType.TIMESTAMP))
+    source = Source(SOURCE, columns, timestamp="ts")
+    catalog = Catalog(project, 1, "event", (Entity("card", "card", DType.STRING),), (source,), (view,))
+    hops = sorted({agg.hop_us for agg in view.aggregations})
+    times = np.unique(np.concatenate([T_US - 1 - np.arange(tiles) * hop for hop in hops]))
+    names = [f"c{i}" for i in range(ENTITIES)]
+    n = len(times) * ENTITIES
+    amounts = np.random.default_rng(3).random(n)
+    held = {"card": pa.array(np.repeat(names, len(times))), "amount": pa.array(amounts)}
+    events = Arrived(held, np.tile(times, ENTITIES), np.ones(n, np.int64), np.arange(n))
+    write_windows(OnlineStore(store), catalog, view, events)
+    return [entity_key(entity_prefix(project, ["card"]), [name]) for name in names]
+
+
+def bytes_per_entity(store: redis.Redis, tiles: int) -> float:
+    """Bytes of a key that holds one view of count, sum, mean and max over one window of `tiles` tiles."""
+    view = windowed_view("sizes", "card", (100 * 60_000_000,), tiles=100)
+    keys = _write(store, f"{PROJECT}-{tiles}", view, tiles)
+    sizes: list[Any] = [store.memory_usage(key) for key in keys]
+    return float(np.mean(sizes))
+
+
+def decode_us(store: redis.Redis, tiles: int, repeats: int = 200) -> float:
+    """Microseconds, at best, to read one row of 10 views x 3 windows whose values hold `tiles` tiles per window."""
+    view = windowed_view("decode", "card", (HOUR_US // 2, HOUR_US, 3 * HOUR_US), tiles=180)
+    keys = _write(store, f"{PROJECT}-decode-{tiles}", view, tiles)
+    held = OnlineStore(store).read(keys[:1], layout_field(view))
+    t_us = np.array([T_US])
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(VIEWS):
+            step_values(view, held, t_us)
+        best = min(best, time.perf_counter() - start)
+    return best * 1e6
