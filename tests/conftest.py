@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from headrace.settings import Settings
+from headrace.settings import Settings, _from_environment
 from headrace.stores.embedded import detach
 
 hypothesis.settings.register_profile("headrace", deadline=None)
@@ -35,3 +35,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture(autouse=True)
+def _fresh_environment() -> Iterator[None]:
+    """No test sees the settings that another put into the environment."""
+    _from_environment.cache_clear()
+    yield
+    _from_environment.cache_clear()

@@ -53,7 +53,8 @@ FAILING = {
     "polars infinity": ("polars", "return df.with_columns(v=1 / pl.col('v'))", {1: "infinities are refused"}),
     "type": ("pandas", "return df.assign(n=[3 if v else 'x' for v in df.v])", {1: "n must be int64"}),
     "fraction": ("pandas", "return df.assign(n=df.v / 2 + df.v.eq(0) * 0.5)", {1: "n must be int64"}),
-    "moved": ("polars", "return df.with_columns(ts=pl.col('ts') + pl.duration(microseconds=(pl.col('v') == 0).cast(int)))",
+    "moved": ("polars",
+              "return df.with_columns(ts=pl.col('ts') + pl.duration(microseconds=pl.col('v').eq(0).cast(int)))",
               {1: "gives 'ts' another value, and does not name it"}),
 }  # fmt: skip
 
