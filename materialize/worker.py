@@ -27,7 +27,7 @@ from headrace.stores.markers import Applied, Markers, Ready, places
 from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
 from headrace.stores.stream import Entry, EventStream
-from headrace.stores.view_writes import write_rows, write_windows
+from headrace.stores.view_writes import row_update, window_update
 from materialize.log import SourceLog
 from materialize.view_shares import ViewShares
 
@@ -35,7 +35,8 @@ __all__ = ["Worker", "run_worker"]
 
 Place = tuple[str, int]
 
-_BATCH_ENTRIES = 100
+_BATCH_EVENTS = 100_000
+_BATCH_ENTRIES = (100, 2_000)
 _BLOCK_MS = 200
 _CATALOG_CHECK_S = 1.0
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -64,6 +65,7 @@ class Worker:
         self._online = OnlineStore(store)
         self._readers: dict[Place, _Reader] = {}
         self._builds: dict[str, int] = {}
+        self._entries = _BATCH_ENTRIES[0]
         self._shares = ViewShares(store, catalog)
 
     def start(self) -> None:
@@ -125,8 +127,11 @@ class Worker:
             time.sleep(block_ms / 1_000)
             return 0
         after = {place: reader.applied.offset for place, reader in self._readers.items()}
-        found = self._stream.read(after, _BATCH_ENTRIES, block_ms)
+        found = self._stream.read(after, self._entries, block_ms)
         self._check(found)
+        sizes = [entry.count for entries in found.values() for entry in entries]
+        if sizes:  # as many entries next time as make a batch worth its round trips and bounded in memory
+            self._entries = min(max(_BATCH_EVENTS * len(sizes) // sum(sizes), _BATCH_ENTRIES[0]), _BATCH_ENTRIES[1])
         return sum(self._apply(self._readers[place], entries) for place, entries in found.items())
 
     def _check(self, found: Mapping[Place, Sequence[Entry]]) -> None:
@@ -160,14 +165,18 @@ class Worker:
         return sum(entry.count for entry in entries)
 
     def _write(self, batch: EventBatch, views: list[FeatureView]) -> None:
+        """Merges a batch into all of its views, their keys in one stream of commands."""
         rank = DIRECT if batch.source.name.startswith("writes/") else STREAM
+        updates = []
         for view, events in self._shares.of(batch, views):
             build = self._builds[view.name]
             if view.kind == "windowed":
-                skipped = write_windows(self._online, self.catalog, view, events, build)
+                update, skipped = window_update(self.catalog, view, events, build)
             else:
-                skipped = write_rows(self._online, self.catalog, view, events, rank, build)
+                update, skipped = row_update(self.catalog, view, events, rank, build)
+            updates.append(update)
             self._shares.count(view, "null_key", skipped)
+        self._online.update(*updates)
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:

@@ -70,16 +70,23 @@ def _push_file(stream: Any, source: Source, file: Path, kind: str, version: int)
 
 
 @click.command("streams")
-@click.option("--json", "as_json", is_flag=True, help="Print what GET /streams answers, and dead_letters.")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /streams answers, rates and dead_letters.")
+@click.option("--over", default=1.0, show_default=True, help="Seconds over which the rates are measured.")
 @with_settings
-def streams_command(settings: Settings, as_json: bool) -> None:
-    """Show each source's head, applied and archived positions, its lag, watermark and dead letters."""
+def streams_command(settings: Settings, as_json: bool, over: float) -> None:
+    """Show for each source how far its events are applied and archived, its lag, rates and watermark, and how many of
+    its events were late, repeated or dead."""
     from headrace.stores.catalogs import find_project, load_catalog
     from headrace.stores.connection import open_store
 
     project = find_project(settings)
     store = open_store(settings)
-    report = _report(store, load_catalog(store, project))
+    catalog = load_catalog(store, project)
+    before, started = _report(store, catalog), time.monotonic()
+    time.sleep(over)
+    report, seconds = _report(store, catalog), time.monotonic() - started
+    for name, row in report.items():
+        _add_rates(row, before.get(name, row), seconds)
     for source, count in _dead_letters(settings).items():
         if source in report:
             report[source]["dead_letters"] = count
@@ -89,6 +96,12 @@ def streams_command(settings: Settings, as_json: bool) -> None:
         click.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
     else:
         _print_table(report)
+
+
+def _add_rates(row: dict[str, Any], before: Mapping[str, Any], seconds: float) -> None:
+    """Events per second by stage, between two reports."""
+    done = {stage: count - before["events"][stage] for stage, count in row["events"].items()}
+    row["rates"] = {stage: round(count / seconds, 1) for stage, count in done.items()}
 
 
 def _dead_letters(settings: Settings) -> dict[str, int]:
@@ -115,14 +128,23 @@ def _report(store: Any, catalog: Any) -> dict[str, Any]:
 def _print_table(report: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
-    names = ("source", "head", "applied", "archived", "lag", "dead", "watermark")
+    names = ("source", "events", "lag", "behind", "in/s", "out/s", "late", "repeated", "dead", "watermark", "applied")
     table = Table(*names, box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     for name, row in report.items():
-        places = ["\n".join(_places(row[kind])) or "-" for kind in ("head", "applied", "archived")]
-        dead = f"{row.get('dead_letters', 0):,}"
-        table.add_row(name, *places, f"{row['lag']:,}", dead, row["watermark"] or "-")
+        counts, rates = row["counts"], row["rates"]
+        numbers = (row["events"]["pushed"], row["lag"])
+        outcomes = (counts.get("late", 0), counts.get("repeated", 0), row.get("dead_letters", 0))
+        table.add_row(
+            name,
+            *(f"{number:,}" for number in numbers),
+            f"{row['lag_seconds']:.1f} s",
+            *(f"{rates[stage]:,.0f}" for stage in ("pushed", "applied")),
+            *(f"{number:,}" for number in outcomes),
+            row["watermark"] or "-",
+            "\n".join(_places(row["applied"])) or "-",
+        )
     make_console().print(table, soft_wrap=False)
     if any(row.get("dead_letters") for row in report.values()):
         click.echo("Dead letters are events in no view; see why: headrace dead-letters")

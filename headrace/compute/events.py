@@ -248,33 +248,46 @@ def _refuse_future(source: Source, times: Ints, arrivals: Ints, bad: dict[int, s
 class Deduplicator:
     """Marks repeats: the same id at an earlier position of the partition, at most the horizon before.
 
-    Its memory is never stored: on start, feed it the log from one horizon before.
+    Its memory is never stored: on start, feed it the log from one horizon before. It keeps two generations of ids,
+    each at least a horizon long; arrivals only rise within a partition.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._latest: dict[Any, int] = {}
-        self._prune_at = 100_000
+        self._young: dict[Any, int] = {}
+        self._old: dict[Any, int] = {}
+        self._since_us: int | None = None
 
     def remember(self, ids: Sequence[Any], arrivals_us: Sequence[int]) -> None:
         """Events of the log before the first batch, in position order; None is no id."""
-        self._latest.update((i, at) for i, at in zip(ids, arrivals_us, strict=True) if i is not None)
+        if arrivals_us:
+            self._since_us = arrivals_us[0]
+        self._young.update((i, at) for i, at in zip(ids, arrivals_us, strict=True) if i is not None)
 
     def mark(self, batch: EventBatch) -> None:
         """Sets `batch.is_repeat`; batches of one partition come in order, each once."""
-        if self._source.event_id is None:
+        if self._source.event_id is None or not len(batch):
             return
-        ids = batch.table[self._source.event_id].to_pylist()
-        horizon, latest = self._source.dedup_horizon_us, self._latest
-        for i, (event_id, arrival) in enumerate(zip(ids, batch.arrival_us.tolist(), strict=True)):
-            if event_id is None:
-                continue
-            seen = latest.get(event_id)
-            batch.is_repeat[i] = seen is not None and arrival - seen <= horizon
-            latest[event_id] = arrival
-        if len(latest) > self._prune_at and len(batch):
-            self._prune(int(batch.arrival_us[-1]) - horizon)
+        ids, arrivals = batch.table[self._source.event_id].to_pylist(), batch.arrival_us.tolist()
+        self._turn(arrivals[0])
+        distinct = set(ids)
+        new = self._young.keys().isdisjoint(distinct) and self._old.keys().isdisjoint(distinct)
+        if new and len(distinct) == len(ids) and None not in distinct:
+            self._young.update(zip(ids, arrivals, strict=True))
+        else:
+            self._mark_one_by_one(batch, ids, arrivals)
 
-    def _prune(self, oldest_us: int) -> None:
-        self._latest = {key: arrival for key, arrival in self._latest.items() if arrival >= oldest_us}
-        self._prune_at = max(100_000, 2 * len(self._latest))
+    def _mark_one_by_one(self, batch: EventBatch, ids: Sequence[Any], arrivals: Sequence[int]) -> None:
+        horizon, young, old = self._source.dedup_horizon_us, self._young, self._old
+        for i, (event_id, arrival) in enumerate(zip(ids, arrivals, strict=True)):
+            if event_id is not None:
+                seen = young.get(event_id, old.get(event_id))
+                batch.is_repeat[i] = seen is not None and arrival - seen <= horizon
+                young[event_id] = arrival
+
+    def _turn(self, now_us: int) -> None:
+        """Begins a new generation when the young one is a horizon long: the old one has then left it."""
+        if self._since_us is None:
+            self._since_us = now_us
+        elif now_us - self._since_us > self._source.dedup_horizon_us:
+            self._old, self._young, self._since_us = self._young, {}, now_us

@@ -19,7 +19,7 @@ from headrace.stores.online import OnlineStore, Update
 from headrace.windows.entries import Places, lift_entries, merge_entries
 from headrace.windows.suffix_tiles import drop_old, merge_rows, partial_rows
 
-__all__ = ["SPARE_MS", "Arrived", "expiry_ms", "row_update", "window_update", "write_rows", "write_windows"]
+__all__ = ["SPARE_MS", "Arrived", "expiry_ms", "row_update", "window_update", "write_rows"]
 
 Ints = NDArray[np.int64]
 SPARE_MS = 86_400_000
@@ -77,15 +77,8 @@ def expiry_ms(catalog: Catalog, view: FeatureView) -> int:
     return (max(length or 0 for length in lengths) + skew_us) // 1_000 + SPARE_MS
 
 
-def write_windows(store: OnlineStore, catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> int:
-    """Merges events (none of them a repeat) into a windowed view; returns how many had a null join key."""
-    update, skipped = window_update(catalog, view, events, build)
-    store.update(update)
-    return skipped
-
-
 def window_update(catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> tuple[Update, int]:
-    """What `write_windows` does to the store, to be done with others, and how many events had a null join key."""
+    """What merges events (none of them a repeat) into a windowed view, and how many had a null join key."""
     codes, keys = group_keys(entity_prefix(catalog.project, view.entities), _key_columns(catalog, view, events))
     layout = tile_layout(view)
     needed, runs = events.only(columns_of(layout)), _Runs(codes, len(keys))
@@ -157,7 +150,7 @@ def write_rows(
 def row_update(
     catalog: Catalog, view: FeatureView, events: Arrived, rank: int = BATCH, build: int = 0
 ) -> tuple[Update, int]:
-    """What `write_rows` does to the store, to be done with others, and how many events had a null join key."""
+    """What `write_rows` does to the store, to be done with others, and how many rows had a null join key."""
     codes, keys = group_keys(entity_prefix(catalog.project, view.entities), _key_columns(catalog, view, events))
     given = np.flatnonzero(codes >= 0)
     given = given[np.lexsort((given, events.event_time_us[given], codes[given]))]

@@ -89,10 +89,12 @@ def test_the_api_documents_bodies_and_paths(live: Live) -> None:
     assert set(kinds) == {"application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"}
 
 
-def test_a_server_refuses_another_clock_than_the_catalog_s(settings: Settings) -> None:
+def test_a_server_refuses_another_clock_than_the_catalog_s(tmp_path: Path) -> None:
+    settings = Settings(repo=tmp_path, data_dir=tmp_path / "data")
     with open_store(settings) as store, pytest.raises(SettingsError, match="HEADRACE_CLOCK must be the catalog's"):
         save_catalog(store, settings, shop("wall"))
         open_state(settings.model_copy(update={"clock": "event"}))
+    detach(settings.data_dir)
 
 
 def test_a_server_without_a_catalog_says_what_to_run(tmp_path: Path) -> None:
