@@ -15,7 +15,7 @@ from headrace.dtypes import DType
 from headrace.read.values import step_values
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.online import OnlineStore
-from headrace.stores.view_writes import Arrived, write_windows
+from headrace.stores.view_writes import Arrived, window_update
 
 __all__ = ["bytes_per_entity", "decode_us"]
 
@@ -37,7 +37,7 @@ def _write(store: redis.Redis, project: str, view: FeatureView, tiles: int) -> l
     amounts = np.random.default_rng(3).random(n)
     held = {"card": pa.array(np.repeat(names, len(times))), "amount": pa.array(amounts)}
     events = Arrived(held, np.tile(times, ENTITIES), np.ones(n, np.int64), np.arange(n))
-    write_windows(OnlineStore(store), catalog, view, events)
+    OnlineStore(store).update(window_update(catalog, view, events)[0])
     return [entity_key(entity_prefix(project, ["card"]), [name]) for name in names]
 
 
