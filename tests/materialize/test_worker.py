@@ -220,3 +220,29 @@ def test_an_entry_of_a_newer_catalog_is_left_to_a_newer_worker(settings: Setting
     EventStream(store, "newer").append(PARTS.name, "ndjson", b"{}", 1, catalog=2)
     with pytest.raises(StaleCatalogError, match="catalog version 2"):
         worker.step()
+
+
+def test_a_write_without_expiry_takes_an_earlier_one_away(settings: Settings) -> None:
+    store, definitions = open_store(settings), catalog(project="keep")
+    worker = Worker(store, OfflineStore(settings.data_dir), definitions)
+    worker.start()
+    rows = [{"id": str(n), "who": "a", "site": 7, "ts": f"2023-01-01T00:00:0{n}Z"} for n in range(2)]
+    stream, key = EventStream(store, "keep"), entity_key(entity_prefix("keep", ["who"]), ["a"])
+    stream.append(PARTS.name, "ndjson", ndjson(rows[:1]), 1)
+    worker.step()
+    store.pexpire(key, 60_000)
+    stream.append(PARTS.name, "ndjson", ndjson(rows[1:]), 1)
+    worker.step()
+    assert store.pttl(key) == -1
+
+
+def test_a_view_ready_before_its_first_event_is_complete_from_it(settings: Settings) -> None:
+    store, definitions = open_store(settings), catalog(project="warm")
+    worker = Worker(store, OfflineStore(settings.data_dir), definitions)
+    worker.start()
+    ready = Markers(store, "warm").ready(definitions.views[0])
+    assert ready is not None and ready.complete_from_us is None
+    EventStream(store, "warm").append(PARTS.name, "ndjson", ndjson([{"who": "a", "ts": "2023-01-01T00:00:00Z"}]), 1)
+    worker.step()
+    ready = Markers(store, "warm").ready(definitions.views[0])
+    assert ready is not None and ready.complete_from_us == 1_672_531_200_000_000
