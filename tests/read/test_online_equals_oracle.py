@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from scenario import (
     with_key,
 )
 
-from headrace.catalog.definitions import Catalog
+from headrace.catalog.definitions import Catalog, Column, Service, ViewReference
 from headrace.errors import AsOfError
 from headrace.read.lookup import LookupResult, lookup, parse_request, plan_service
 from headrace.settings import Settings
@@ -111,3 +112,28 @@ def test_a_view_added_later_is_built_from_the_log(settings: Settings, tmp_path: 
 
 def vars_of(definitions: Catalog) -> dict[str, Any]:
     return {name: getattr(definitions, name) for name in definitions.__dataclass_fields__}
+
+
+def test_a_past_that_keys_may_have_outlived_is_refused_under_the_wall_clock(settings: Settings) -> None:
+    windows = tuple(agg for agg in BY_WHO.aggregations if agg.window_us is not None)
+    view = replace(BY_WHO, aggregations=windows, features=tuple(Column(a.feature, a.dtype) for a in windows))
+    service = Service("everything", (ViewReference("by_who", "by_who", (windows[0].feature,)),))
+    fields = vars_of(catalog("wall", "past")) | {"views": (view,), "services": (service,)}
+    definitions = Catalog(**fields)
+    Worker(open_store(settings), OfflineStore(settings.data_dir), definitions).start()
+    now_us = 1_700_000_000 * SECOND_US
+
+    def count(as_of_us: int) -> Any:
+        async def once() -> LookupResult:
+            store = open_store_async(settings)
+            plan = plan_service(definitions, "everything")
+            try:
+                return await lookup(store, plan, parse_request(plan, {"who": ["unseen"]}), as_of_us, now_us)
+            finally:
+                await store.aclose()
+
+        return asyncio.run(once()).columns[-1].to_pylist()
+
+    assert count(now_us - 3_600 * SECOND_US) == [0]
+    with pytest.raises(AsOfError, match="as_of may lie a day back"):
+        count(now_us - 25 * 3_600 * SECOND_US)
