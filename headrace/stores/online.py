@@ -10,14 +10,16 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
 from headrace.errors import StoreLostError
-from headrace.stores.codec.header import BUILD, build_of, header_size
+from headrace.stores.blob_cache import BlobCache
+from headrace.stores.codec.header import BUILD, NEWEST, build_of, header_size
 from headrace.stores.wire import Wire, command_template
 
-__all__ = ["Merge", "OnlineStore", "Update"]
+__all__ = ["RENEW_MS", "Merge", "OnlineStore", "Update"]
 
 Merge = Callable[[Sequence[int], list[bytes | None]], list[bytes | None]]
 """From key numbers and their values now to the values to write (None: leave it)."""
@@ -31,16 +33,26 @@ elseif expected == '' or string.sub(held, 1, #expected) ~= expected then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-if ARGV[4] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+if ARGV[4] == '0' then
+  redis.call('PERSIST', KEYS[1])
+elseif ARGV[4] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
 return 1
 """
 _CHUNK = 5_000
 _READS_AHEAD = 2
+_CACHE_BYTES = 256 << 20
+_RENEWED = slice(NEWEST.start + 4, NEWEST.stop)
+
+RENEW_MS = 4_295_000
+"""A writer renews a key's time to live once per 2^32 us (72 min) of event time: it may be this much short."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Values of one field to merge into: `keys`, each given once; `ttl_ms` is a key's new time to live, 0 for none.
+    """Values of one field to merge into: `keys`, each given once; `ttl_ms` is a key's time to live, 0 for ever, which
+    a writer renews with its first write and then once per RENEW_MS of event time.
 
     A value of a build before `build` is none to `merge`; one of a later build raises StoreLostError: the store was
     lost, and somebody builds it anew.
@@ -59,6 +71,7 @@ class OnlineStore:
     def __init__(self, store: redis.Redis) -> None:
         self._store = store
         self._wire = Wire(store)
+        self._cache = BlobCache(_CACHE_BYTES)
         self._script: bytes | None = None
         self.refused = 0
 
@@ -76,7 +89,8 @@ class OnlineStore:
         harmless to repeat. StoreLostError: see Update.
         """
         with self._clean():
-            _Run(self, self._wire, [_Prepared(update, self.script()) for update in updates]).run()
+            prepared = [_Prepared(update, self.script(), self._cache) for update in updates]
+            _Run(self, self._wire, prepared).run()
 
     def script(self, renew: bool = False) -> bytes:
         """The digest of the compare-and-set script, which the server then knows."""
@@ -97,43 +111,72 @@ class OnlineStore:
 class _Prepared:
     """An update and the bytes that its commands share."""
 
-    def __init__(self, update: Update, script: bytes) -> None:
+    def __init__(self, update: Update, script: bytes, cache: BlobCache) -> None:
         self.update = update
-        self.get = command_template(b"HGET", None, update.field.encode())
+        self._cache = cache
+        self._field = update.field.encode()
+        self._get = command_template(b"HGET", None, self._field)
         self.renew(script)
 
     def renew(self, script: bytes) -> None:
-        field = self.update.field.encode()
-        self.put = command_template(b"EVALSHA", script, 1, None, field, None, None, self.update.ttl_ms)
+        """Use the script of this digest."""
+        self._put = command_template(b"EVALSHA", script, 1, None, self._field, None, None)
+        self._put_ttl = command_template(b"EVALSHA", script, 1, None, self._field, None, None, self.update.ttl_ms)
 
-    def chunks(self) -> Iterator[Sequence[int]]:
-        n = len(self.update.keys)
-        return (range(at, min(at + _CHUNK, n)) for at in range(0, n, _CHUNK))
+    def chunks(self) -> Iterator[_Chunk]:
+        """All keys, with the values that are known."""
+        keys = self.update.keys
+        known = self._cache.find(self.update.field, keys)
+        for at in range(0, len(keys), _CHUNK):
+            yield _Chunk(self, range(at, min(at + _CHUNK, len(keys))), known[at : at + _CHUNK])
 
-    def reads(self, numbers: Sequence[int]) -> list[bytes]:
-        get, keys = self.get, self.update.keys
-        return [get % (len(keys[k]), keys[k]) for k in numbers]
+    def reads(self, chunk: _Chunk) -> list[bytes]:
+        """The commands that read the values which are not known."""
+        get, keys, known = self._get, self.update.keys, zip(chunk.numbers, chunk.known, strict=True)
+        return [get % (len(keys[k]), keys[k]) for k, blob in known if blob is None]
 
-    def writes(self, numbers: Sequence[int], held: list[bytes | None]) -> tuple[list[int], list[bytes]]:
-        """The commands that write what `held` becomes, and the key number of each."""
-        put, keys = self.put, self.update.keys
-        commands, written = [], []
-        merged = self.update.merge(numbers, _of_build(held, self.update.build))
-        for k, old, new in zip(numbers, held, merged, strict=True):
+    def writes(self, chunk: _Chunk, read: Iterator[bytes | None]) -> tuple[_Written, list[bytes]]:
+        """What the values become, those not known being `read`, and the commands that write it."""
+        put, put_ttl, keys = self._put, self._put_ttl, self.update.keys
+        held = [next(read) if blob is None else blob for blob in chunk.known]
+        merged = self.update.merge(chunk.numbers, _of_build(held, self.update.build))
+        commands, numbers, blobs = [], [], []
+        for k, guess, old, new in zip(chunk.numbers, chunk.known, held, merged, strict=True):
             if new is not None:
                 key, header = keys[k], b"" if old is None else old[: header_size(old)]
-                commands.append(put % (len(key), key, len(header), header, len(new), new))
-                written.append(k)
-        return written, commands
+                template = put if guess is not None and guess[_RENEWED] == new[_RENEWED] else put_ttl
+                commands.append(template % (len(key), key, len(header), header, len(new), new))
+                numbers.append(k)
+                blobs.append(new)
+        return _Written(self, numbers, blobs), commands
+
+    def settle(self, written: _Written, accepted: Sequence[Any]) -> list[int]:
+        """Remember what was written; returns the numbers of the keys where it was not."""
+        keys = self.update.keys
+        self._cache.keep(self.update.field, [keys[k] for k in written.numbers], written.blobs)
+        if all(accepted):
+            return []
+        refused = [k for k, done in zip(written.numbers, accepted, strict=True) if not done]
+        self._cache.drop(self.update.field, [keys[k] for k in refused])
+        return refused
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """A command for each of these key numbers: a read, or the writes that followed one."""
+class _Chunk:
+    """Some keys of an update, by number, and their values as far as they are known."""
 
     update: _Prepared
     numbers: Sequence[int]
-    is_read: bool
+    known: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Values of an update's keys that were sent."""
+
+    update: _Prepared
+    numbers: Sequence[int]
+    blobs: Sequence[bytes]
 
 
 class _Run:
@@ -141,43 +184,44 @@ class _Run:
 
     def __init__(self, store: OnlineStore, wire: Wire, updates: Sequence[_Prepared]) -> None:
         self._store, self._wire, self._updates = store, wire, updates
-        self._waiting = deque(_Step(update, chunk, True) for update in updates for chunk in update.chunks())
-        self._sent: deque[_Step] = deque()
+        self._waiting = deque(chunk for update in updates for chunk in update.chunks())
+        self._sent: deque[tuple[_Chunk | _Written, int]] = deque()
 
     def run(self) -> None:
         for _ in range(_READS_AHEAD):
             self._send_read()
         while self._sent:
-            step = self._sent.popleft()
-            if step.is_read:
-                self._write(step)
+            sent, replies = self._sent.popleft()
+            if isinstance(sent, _Chunk):
+                self._write(sent, self._wire.receive(replies))
             else:
-                self._acknowledge(step)
+                self._acknowledge(sent)
             self._send_read()
 
     def _send_read(self) -> None:
-        if self._waiting and sum(step.is_read for step in self._sent) < _READS_AHEAD:
-            step = self._waiting.popleft()
-            self._wire.send(step.update.reads(step.numbers))
-            self._sent.append(step)
-
-    def _write(self, step: _Step) -> None:
-        written, commands = step.update.writes(step.numbers, self._wire.receive(len(step.numbers)))
-        if written:
+        if self._waiting and sum(isinstance(sent, _Chunk) for sent, _ in self._sent) < _READS_AHEAD:
+            chunk = self._waiting.popleft()
+            commands = chunk.update.reads(chunk)
             self._wire.send(commands)
-            self._sent.append(_Step(step.update, written, False))
+            self._sent.append((chunk, len(commands)))
 
-    def _acknowledge(self, step: _Step) -> None:
+    def _write(self, chunk: _Chunk, read: list[bytes | None]) -> None:
+        written, commands = chunk.update.writes(chunk, iter(read))
+        if commands:
+            self._wire.send(commands)
+            self._sent.append((written, len(commands)))
+
+    def _acknowledge(self, written: _Written) -> None:
         try:
-            accepted = self._wire.receive(len(step.numbers))
+            accepted = self._wire.receive(len(written.numbers))
         except redis.exceptions.NoScriptError:
-            script, accepted = self._store.script(renew=True), [0] * len(step.numbers)
+            script, accepted = self._store.script(renew=True), [0] * len(written.numbers)
             for update in self._updates:
                 update.renew(script)
-        refused = [k for k, done in zip(step.numbers, accepted, strict=True) if not done]
+        refused = written.update.settle(written, accepted)
         if refused:
             self._store.refused += len(refused)
-            self._waiting.append(_Step(step.update, refused, True))
+            self._waiting.append(_Chunk(written.update, refused, [None] * len(refused)))
 
 
 def _of_build(held: list[bytes | None], build: int) -> list[bytes | None]:

@@ -15,9 +15,9 @@ from headrace.stores.codec.header import ROWS, TILES, Header, Headers, pack_head
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_rows, row_layout
 from headrace.stores.codec.tiles import TileLayout, Tiles, columns_of, decode_tiles, encode_tiles, tile_layout
 from headrace.stores.keys import entity_prefix, group_keys, layout_field
-from headrace.stores.online import OnlineStore, Update
+from headrace.stores.online import RENEW_MS, OnlineStore, Update
 from headrace.windows.entries import Places, lift_entries, merge_entries
-from headrace.windows.suffix_tiles import drop_old, merge_rows, partial_rows
+from headrace.windows.suffix_tiles import drop_old, lift_events, merge_rows, partial_rows
 
 __all__ = ["SPARE_MS", "Arrived", "expiry_ms", "row_update", "window_update", "write_rows"]
 
@@ -74,7 +74,7 @@ def expiry_ms(catalog: Catalog, view: FeatureView) -> int:
     if catalog.clock == "event" or not all(lengths):
         return 0
     skew_us = max((source.max_future_us for source in catalog.sources), default=0)
-    return (max(length or 0 for length in lengths) + skew_us) // 1_000 + SPARE_MS
+    return (max(length or 0 for length in lengths) + skew_us) // 1_000 + SPARE_MS + RENEW_MS
 
 
 def window_update(catalog: Catalog, view: FeatureView, events: Arrived, build: int = 0) -> tuple[Update, int]:
@@ -121,8 +121,9 @@ def _merged_tiles(
     newest = headers.newest_us.copy()
     np.maximum.at(newest, keys, events.event_time_us)
     old, rows = decode_tiles(layout, held), []
+    lifted = lift_events(layout.groups, keys, events.event_time_us, events.columns)
     for group, before in zip(layout.groups, old.rows, strict=True):
-        merged = merge_rows(before, partial_rows(group, keys, events.event_time_us, events.columns))
+        merged = merge_rows(before, partial_rows(group, lifted))
         rows.append(drop_old(group, merged, newest[merged.keys]))
     places = Places(np.full(len(keys), events.partition), events.offset, events.place)
     entries = []

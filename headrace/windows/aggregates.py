@@ -11,8 +11,7 @@ Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +43,7 @@ _LOW_BITS = 32
 _INT64 = np.iinfo(np.int64)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class StateField:
+class StateField(NamedTuple):
     """One number of state. `kind` is rows, count, sum, high, low, min, max, centre or spread; `column` is `*` for
     rows.
 
@@ -102,11 +100,10 @@ def take(state: State, rows: Any) -> dict[StateField, Array]:
 def merge_states(one: State, other: State) -> dict[StateField, Array]:
     """Both together, element by element."""
     merged: dict[StateField, Array] = {}
-    for field in one:
-        if field.kind in ("centre", "spread"):
-            continue
-        with np.errstate(over="ignore", invalid="ignore"):
-            merged[field] = _UFUNCS.get(field.kind, np.add)(one[field], other[field])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for field in one:
+            if field.kind not in ("centre", "spread"):
+                merged[field] = _UFUNCS.get(field.kind, np.add)(one[field], other[field])
     for field in one:
         if field.kind == "centre":
             merged |= _merge_deviations(field.column, one, other)
@@ -169,9 +166,9 @@ def reduce_runs(state: State, starts: Array) -> dict[StateField, Array]:
     if not len(starts):
         return take(state, slice(0, 0))
     reduced: dict[StateField, Array] = {}
-    for field, values in state.items():
-        if field.kind not in ("centre", "spread"):
-            with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for field, values in state.items():
+            if field.kind not in ("centre", "spread"):
                 reduced[field] = _UFUNCS.get(field.kind, np.add).reduceat(values, starts)
     for field in state:
         if field.kind == "centre":

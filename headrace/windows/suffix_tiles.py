@@ -24,11 +24,13 @@ from headrace.windows.functions import Aggregation
 from headrace.windows.window import BEGINNING_US, tail_us, tiles_of
 
 __all__ = [
+    "LiftedEvents",
     "TileGroup",
     "TileRows",
     "drop_old",
     "columns_of",
     "empty_rows",
+    "lift_events",
     "merge_rows",
     "partial_rows",
     "read_rows",
@@ -84,19 +86,44 @@ def empty_rows(group: TileGroup) -> TileRows:
     return TileRows(none, none, zeros(group.fields, 0))
 
 
-def partial_rows(group: TileGroup, keys: Ints, times_us: Ints, columns: Mapping[str, pa.Array]) -> TileRows:
-    """The suffix rows of a batch of events alone, given in any order.
+@dataclass(frozen=True, slots=True)
+class LiftedEvents:
+    """Events sorted by (key, time), both int64 and of one length n; one state array per field."""
+
+    keys: Ints
+    times_us: Ints
+    state: State
+
+
+def lift_events(
+    groups: Iterable[TileGroup], keys: Ints, times_us: Ints, columns: Mapping[str, pa.Array]
+) -> LiftedEvents:
+    """Events, given in any order, as the state that the groups keep.
 
     `keys` int64 codes >= 0 and `times_us` of one length n, `columns` of n rows with all that the fields name.
     """
+    fields = dict.fromkeys(field for group in groups for field in group.fields)
+    state = lift(fields, columns, len(keys))
+    behind = (keys[1:] < keys[:-1]) | ((keys[1:] == keys[:-1]) & (times_us[1:] < times_us[:-1]))
+    if not behind.any():
+        return LiftedEvents(keys, times_us, state)
+    order = np.lexsort((times_us, keys))
+    return LiftedEvents(keys[order], times_us[order], take(state, order))
+
+
+def partial_rows(group: TileGroup, events: LiftedEvents) -> TileRows:
+    """The suffix rows of a batch of events alone."""
+    keys = events.keys
     if not len(keys):
         return empty_rows(group)
-    tiles = tiles_of(times_us, group.hop_us)
-    order = np.lexsort((tiles, keys))
-    keys, tiles = keys[order], tiles[order]
-    starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (tiles[1:] != tiles[:-1])])
+    tiles = tiles_of(events.times_us, group.hop_us)
+    new = np.empty(len(keys), np.bool_)
+    new[0] = True
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    new[1:] |= tiles[1:] != tiles[:-1]
+    starts = np.flatnonzero(new)
     row_keys = keys[starts]
-    state = reduce_runs(take(lift(group.fields, columns, len(keys)), order), starts)
+    state = reduce_runs({field: events.state[field] for field in group.fields}, starts)
     return TileRows(row_keys, tiles[starts], _suffix_scan(state, _last_of_run(row_keys)))
 
 
@@ -124,15 +151,22 @@ def merge_rows(old: TileRows, delta: TileRows) -> TileRows:
     """The rows of both sets of events together; neither input is changed."""
     if not len(old) or not len(delta):
         return delta if not len(old) else old
-    _, ranks = np.unique(np.concatenate([old.tiles, delta.tiles]), return_inverse=True)
-    span = int(ranks.max()) + 2
-    old_at = old.keys * span + ranks[: len(old)]
-    delta_at = delta.keys * span + ranks[len(old) :]
-    places, first = np.unique(np.concatenate([old_at, delta_at]), return_index=True)
-    keys = np.concatenate([old.keys, delta.keys])[first]
-    tiles = np.concatenate([old.tiles, delta.tiles])[first]
-    merged = merge_states(_first_at(old, old_at, keys, places), _first_at(delta, delta_at, keys, places))
-    return TileRows(keys, tiles, merged)
+    keys, tiles = np.concatenate([old.keys, delta.keys]), np.concatenate([old.tiles, delta.tiles])
+    at = _places(keys, tiles)
+    places, first = np.unique(at, return_index=True)
+    keys, tiles = keys[first], tiles[first]
+    old_state = _first_at(old, at[: len(old)], keys, places)
+    return TileRows(keys, tiles, merge_states(old_state, _first_at(delta, at[len(old) :], keys, places)))
+
+
+def _places(keys: Ints, tiles: Ints) -> Ints:
+    """One number per (key, tile) that sorts as they do, with room behind each key's tiles."""
+    lowest = int(tiles.min())
+    span = int(tiles.max()) - lowest + 2
+    if span * (int(keys.max()) + 1) < 2**62:
+        return keys * span + (tiles - lowest)
+    distinct, ranks = np.unique(tiles, return_inverse=True)
+    return keys * (len(distinct) + 1) + ranks
 
 
 def _first_at(rows: TileRows, row_at: Ints, keys: Ints, places: Ints) -> State:

@@ -230,7 +230,9 @@ def test_a_write_without_expiry_takes_an_earlier_one_away(settings: Settings) ->
     stream, key = EventStream(store, "keep"), entity_key(entity_prefix("keep", ["who"]), ["a"])
     stream.append(PARTS.name, "ndjson", ndjson(rows[:1]), 1)
     worker.step()
-    store.pexpire(key, 60_000)
+    store.pexpire(key, 60_000)  # as a worker of a catalog whose windows all end would have
+    worker = Worker(store, OfflineStore(settings.data_dir), definitions)
+    worker.start()
     stream.append(PARTS.name, "ndjson", ndjson(rows[1:]), 1)
     worker.step()
     assert store.pttl(key) == -1

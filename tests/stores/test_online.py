@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from headrace.errors import DataError, StoreLostError
 from headrace.settings import Settings
+from headrace.stores.blob_cache import BlobCache
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, Header, Headers, pack_header, unpack_header
 from headrace.stores.connection import open_store
-from headrace.stores.online import OnlineStore, Update
+from headrace.stores.online import RENEW_MS, OnlineStore, Update
 from headrace.stores.wire import Wire, command_template
 
 PLACES = st.dictionaries(
@@ -76,6 +77,43 @@ def test_a_refused_key_is_read_and_merged_again(store: redis.Redis) -> None:
     online.update(Update(keys, "f", merge, 0))
     assert [unpack_header(blob or b"", TILES).revision for blob in online.read(keys, "f")] == [1, 1, 1, 2, 2, *[1] * 5]
     assert online.refused == 2
+
+
+def test_a_guess_that_no_longer_holds_is_read_again(store: redis.Redis) -> None:
+    first, second = OnlineStore(store), OnlineStore(store)
+    keys = [b"headrace:guess:%d" % i for i in range(6)]
+    first.update(Update(keys, "f", _count_up, 0))
+    second.update(Update(keys[:2], "f", _count_up, 0))
+    store.delete(keys[5])
+    first.update(Update(keys, "f", _count_up, 0))
+    first.update(Update(keys, "f", _count_up, 0))
+    assert [unpack_header(blob or b"", TILES).revision for blob in first.read(keys, "f")] == [4, 4, 3, 3, 3, 2]
+    assert (first.refused, second.refused) == (3, 0)
+
+
+def test_a_writer_renews_the_expiry_now_and_then_in_event_time(store: redis.Redis) -> None:
+    key, step_us = b"headrace:renew:1", 2**32
+
+    def write(online: OnlineStore, newest_us: int) -> bool:
+        store.pexpire(key, 5_000)
+        header = Header(TILES, newest_us, newest_us)
+        online.update(Update([key], "f", lambda numbers, held: [pack_header(header)], 60_000))
+        return store.pttl(key) > 5_000
+
+    online = OnlineStore(store)
+    assert [write(online, us) for us in (step_us - 1, step_us, 2 * step_us - 1, 2 * step_us)] == [1, 1, 0, 1]
+    assert write(OnlineStore(store), 2 * step_us + 1), "the first write of a process renews it"
+    assert step_us <= RENEW_MS * 1_000
+
+
+def test_the_cache_forgets_the_oldest_when_it_is_full() -> None:
+    cache, keys = BlobCache(10_000), [b"%d" % i for i in range(100)]
+    for key in keys:
+        cache.keep("f", [key], [b"x" * 350])
+    known = [blob is not None for blob in cache.find("f", keys)]
+    assert known == sorted(known) and 10 <= sum(known) <= 20
+    cache.drop("f", keys)
+    assert cache.find("f", keys) == [None] * 100
 
 
 def test_a_server_that_forgot_the_script_learns_it_again(store: redis.Redis) -> None:

@@ -15,6 +15,7 @@ from headrace.windows.suffix_tiles import (
     TileRows,
     drop_old,
     empty_rows,
+    lift_events,
     merge_rows,
     partial_rows,
     read_rows,
@@ -27,7 +28,7 @@ TILED = [agg for agg in EVERY if state_fields(agg)]
 def partial(group: TileGroup, batch: list[NaiveEvent]) -> TileRows:
     columns = {name: pa.array([e.values[name] for e in batch], arrow_type(dtype)) for name, dtype in DTYPES.items()}
     keys, times = np.array([e.key for e in batch], np.int64), np.array([e.time_us for e in batch], np.int64)
-    return partial_rows(group, keys, times, columns)
+    return partial_rows(group, lift_events([group], keys, times, columns))
 
 
 def newest(history: list[NaiveEvent], keys: np.ndarray) -> np.ndarray:

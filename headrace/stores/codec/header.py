@@ -7,7 +7,7 @@ Little-endian:
     u64  build: when the layout that this value belongs to was begun, in microseconds by the store's clock
     u64  revision, raised by every writer
     i64  newest event time in microseconds
-    p x  u16 stream (0 the view's source, 1 its direct writes), u16 partition, i64 offset, u32 index
+    p x  u16 stream (0 the view's source, 1 its direct writes), i16 partition (-1 imports), i64 offset, u32 index
 The positions say up to where each partition that touched the value is merged. Compare-and-set compares these
 bytes whole, so two values of one header are the same value. A value of an older build was left by a store that lost
 its markers: it counts as none.
@@ -30,6 +30,7 @@ __all__ = [
     "BUILD",
     "FORMAT",
     "HEAD_BYTES",
+    "NEWEST",
     "POSITION_BYTES",
     "ROWS",
     "TILES",
@@ -51,12 +52,14 @@ Place = tuple[int, int]
 """(stream, partition)."""
 
 _HEAD = struct.Struct("<BBHQQq")
-_POSITION = struct.Struct("<HHqI")
+_POSITION = struct.Struct("<HhqI")
 HEAD_BYTES, POSITION_BYTES = _HEAD.size, _POSITION.size
 BUILD = slice(4, 12)
 """Where in a value its build stands."""
+NEWEST = slice(20, 28)
+"""Where in a value its newest event time stands."""
 
-_POSITIONS = np.dtype([("stream", "<u2"), ("partition", "<u2"), ("offset", "<i8"), ("index", "<u4")])
+_POSITIONS = np.dtype([("stream", "<u2"), ("partition", "<i2"), ("offset", "<i8"), ("index", "<u4")])
 _FIELDS = [("format", "u1"), ("kind", "u1"), ("n", "<u2"), ("build", "<u8"), ("revision", "<u8"), ("newest_us", "<i8")]
 
 
