@@ -87,6 +87,7 @@ def open_server(folder: Path, appendfsync: str) -> Iterator[StoreServer]:
         "save": "",
         "appendonly": "yes",
         "appendfsync": appendfsync,
+        "auto-aof-rewrite-min-size": "512mb",
         "maxmemory-policy": "noeviction",
         "hash-max-listpack-value": "512",
     }

@@ -41,6 +41,7 @@ SERVER_OPTIONS = [
     *("--save", ""),
     *("--appendonly", "yes"),
     *("--appendfsync", "always"),
+    *("--auto-aof-rewrite-min-size", "512mb"),
     *("--maxmemory-policy", "noeviction"),
     *("--hash-max-listpack-value", "512"),
 ]
