@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import redis.asyncio
-from naive import NaiveEvent, without_repeats
+from naive import NaiveEvent, plain_row, without_repeats
 from scenario import (
     PARTS,
     SECOND_US,
@@ -104,6 +104,8 @@ AGGREGATIONS = tuple(
     ]
 )
 FEATURES = tuple(Column(agg.feature, agg.dtype) for agg in AGGREGATIONS)
+NEWEST = (Column("word", DType.STRING), Column("copy", DType.INT64), Column("doubled", DType.FLOAT64))
+TTL_US = 300 * SECOND_US
 
 
 def definitions(project: str, code: str, mode: Any, clock: Any = "event") -> Catalog:
@@ -113,9 +115,15 @@ def definitions(project: str, code: str, mode: Any, clock: Any = "event") -> Cat
         "spread", "windowed", ("who",), FEATURES, "f", source="parts", aggregations=AGGREGATIONS,
         transform=transform, expectations=expected,
     )  # fmt: skip
-    service = Service("all", (ViewReference("spread", "spread", tuple(c.name for c in FEATURES)),))
+    newest = FeatureView(
+        "newest", "plain", ("who",), NEWEST, "n", source="parts", ttl_us=TTL_US, transform=transform,
+        expectations=expected,
+    )  # fmt: skip
+    service = Service(
+        "all", tuple(ViewReference(v.name, v.name, tuple(f.name for f in v.features)) for v in (view, newest))
+    )
     entities = (Entity("who", "who", DType.STRING),)
-    return Catalog(project, 1, clock, entities, (PARTS,), (view,), (), (service,))
+    return Catalog(project, 1, clock, entities, (PARTS,), (view, newest), (), (service,))
 
 
 def slow_share(events: list[NaiveEvent], code: str) -> tuple[list[NaiveEvent], set[tuple[int, int, int]]]:
@@ -190,12 +198,14 @@ def test_stream_and_training_equal_the_loop(
         assert_online(settings, catalog, mine)
         letters = pending_letters(store, catalog.project)[0].to_pylist()
         assert {(letter["partition"], letter["offset"], letter["index"]) for letter in letters} == dead
+        assert {letter["view"] for letter in letters} == ({"spread", "newest"} if dead else set())
     archive(store, folder, catalog)
     labels = random_labels(rng, history)
     found = build_dataset(catalog, "all", labels, History(offline, tmp_path)).to_pylist()
     for row in found:
         got = {f.name: plain_value(row[f.name]) for f in FEATURES}
         assert_equals_oracle(catalog.views[0], got, mine, (row["who"],), plain_value(row["event_timestamp"]))
+        assert_newest(row, mine, row["who"], plain_value(row["event_timestamp"]))
     assert explain(store, History(offline, tmp_path), catalog, "spread", ["a"], None, 0).agree
 
 
@@ -211,6 +221,15 @@ def assert_online(settings: Settings, catalog: Catalog, mine: list[NaiveEvent]) 
     for row, who in enumerate(WORDS):
         got = {f.name: plain_value(columns[f.name][row]) for f in FEATURES}
         assert_equals_oracle(catalog.views[0], got, mine, (who,), int(result.t_us[row]))
+        held = {name: values[row] for name, values in columns.items()}
+        assert_newest(held, mine, who, int(result.t_us[row]))
+
+
+def assert_newest(row: dict[str, Any], mine: list[NaiveEvent], who: Any, t_us: int) -> None:
+    """The plain view's values are those of the last row that the transform made of the newest event."""
+    truth = plain_row(mine, (who,), t_us, TTL_US)
+    expected = truth if isinstance(truth, dict) else dict.fromkeys(f.name for f in NEWEST)
+    assert {f.name: row[f.name] for f in NEWEST} == {f.name: expected[f.name] for f in NEWEST}
 
 
 def archive(store: Any, settings: Settings, catalog: Catalog) -> None:
@@ -247,7 +266,7 @@ def test_one_poisonous_event_costs_one_event(settings: Settings, tmp_path: Path)
     result = ask(settings, catalog)
     counts = dict(zip(result.names, result.columns, strict=True))["count_*_60"].to_pylist()
     assert counts[WORDS.index("a")] == 2 * 999
-    (letter,) = pending_letters(store, "poison")[0].to_pylist()
-    assert (letter["view"], letter["index"]) == ("spread", 700)
+    letter, other = pending_letters(store, "poison")[0].to_pylist()
+    assert [(each["view"], each["index"]) for each in (letter, other)] == [("spread", 700), ("newest", 700)]
     assert letter["reason"] == "transform: ValueError: poison"
     assert b'"word":"50%,"' in letter["payload"]
