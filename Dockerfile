@@ -4,9 +4,9 @@ COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/app/.venv
 WORKDIR /src
 COPY pyproject.toml uv.lock ./
-RUN uv sync --frozen --no-install-project
+RUN uv sync --frozen --extra kafka --no-install-project
 COPY . .
-RUN uv sync --frozen --no-editable
+RUN uv sync --frozen --extra kafka --no-editable
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 10001 headrace \

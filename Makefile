@@ -1,5 +1,6 @@
 # make demo    the whole path on a real year of flights
 # make test    set-up, check, tests
+# make nightly make test, then 50 rounds of the crash suite from seeds of the day (SEED=N for others)
 # make check   lint, types, house rules
 # make up      store, worker, archiver, server and scheduler in this terminal
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
@@ -7,9 +8,10 @@
 PYTHON ?= python3
 READY := .venv/.ready
 BIN := .venv/bin
+SEED ?= $(shell date +%Y%m%d00)
 TYPED := $(wildcard headrace materialize serving training demo benchmarks)
 
-.PHONY: demo test check up setup clean
+.PHONY: demo test nightly check up setup clean
 
 demo: $(READY)
 	@$(BIN)/headrace demo
@@ -19,6 +21,9 @@ up: $(READY)
 
 test: check
 	@$(BIN)/pytest
+
+nightly: test
+	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
 
 check: $(READY)
 	@$(BIN)/ruff check .

@@ -16,18 +16,20 @@ from datetime import timedelta
 from types import FunctionType
 from typing import Any, Literal
 
-from feast import Entity, Field, FileSource, PushSource, StreamFeatureView
+from feast import Entity, Field, FileSource, KafkaSource, PushSource, StreamFeatureView
 from feast.aggregation import Aggregation
+from feast.data_format import JsonFormat
 
+from headrace.catalog.compile_sources import schema_text
 from headrace.catalog.definitions import Column, DType
 from headrace.catalog.expectations import parse_expectations, render_expectations
-from headrace.catalog.feast_types import dtype_of_entity, duration_us, feast_type, value_type
+from headrace.catalog.feast_types import StreamSource, dtype_of_entity, duration_us, feast_type, value_type
 from headrace.catalog.schema import dtype_of_ddl, parse_ddl, render_ddl
 from headrace.errors import DefinitionError
 from headrace.windows.functions import output_dtype
 from headrace.windows.window import format_duration, parse_duration_us, validate_window_us
 
-__all__ = ["LIFETIME", "entity", "events", "stream_view", "windows"]
+__all__ = ["LIFETIME", "entity", "events", "kafka_events", "stream_view", "windows"]
 
 LIFETIME = "lifetime"
 """The window that never ends, in `over`."""
@@ -55,6 +57,7 @@ def events(
     dedup: Duration | None = None,
     max_future: Duration | None = None,
     history: str | None = None,
+    retention: Duration | None = None,
     expect: Mapping[str, Sequence[str]] | None = None,
     tags: Mapping[str, str] | None = None,
     description: str = "",
@@ -63,10 +66,11 @@ def events(
     """A stream of events with these columns, `time` among them.
 
     `id` names the column by which a repeated event is known within `dedup` (10m); `max_future` (10m) is how far an
-    event time may lie ahead; `history` names a Parquet file of older rows, which need not exist. `expect` holds
-    rules by column, such as {"amount": ["not_null", "between(0, 1e6): drop"]}: an event that breaks one is a dead
-    letter, with `: drop` left out and counted, with `: warn` kept and counted. Raises DefinitionError for an unknown
-    type or rule, and for a `time` or `id` that is no column.
+    event time may lie ahead; `history` names a Parquet file of older rows, which need not exist. `retention` says after
+    how long archived events are deleted (never). `expect` holds rules by column, such as {"amount": ["not_null",
+    "between(0, 1e6): drop"]}: an event that breaks one is a dead letter, with `: drop` left out and counted, with
+    `: warn` kept and counted. Raises DefinitionError for an unknown type or rule, and for a `time` or `id` that is no
+    column.
     """
     who = f"source {name!r}"
     if not isinstance(columns, Mapping):
@@ -82,6 +86,7 @@ def events(
         "partitions": partitions,
         "dedup_horizon": None if dedup is None else format_duration(_us(dedup)),
         "max_future_skew": None if max_future is None else format_duration(_us(max_future)),
+        "retention": None if retention is None else format_duration(_us(retention)),
     }
     stated = {tag: str(value) for tag, value in options.items() if value is not None}
     if expect is not None:
@@ -94,6 +99,34 @@ def events(
         tags={**(tags or {}), "schema": render_ddl(typed), **stated},
         description=description,
         owner=owner,
+    )
+
+
+def kafka_events(
+    name: str,
+    *,
+    servers: str,
+    topic: str | None = None,
+    payload: Literal["json", "arrow"] = "json",
+    **options: Any,
+) -> KafkaSource:
+    """Events that come as messages of a Kafka topic (called `name` unless told); `options` are those of `events`.
+
+    `servers` is host:port, comma-separated; `partitions` is the topic's number of them. A message holds one JSON object
+    (or several, a line each), or with `payload="arrow"` one Arrow IPC stream. Raises DefinitionError as `events` does.
+    """
+    pushed = events(name, **options)
+    tags = dict(pushed.tags)
+    return KafkaSource(
+        name=name,
+        kafka_bootstrap_servers=servers,
+        topic=topic or name,
+        timestamp_field=options["time"],
+        message_format=JsonFormat(schema_json=tags.pop("schema")),
+        batch_source=pushed.batch_source,
+        tags=tags if payload == "json" else {**tags, "payload": payload},
+        description=pushed.description,
+        owner=pushed.owner,
     )
 
 
@@ -142,7 +175,7 @@ def _us(duration: Duration) -> int:
 def stream_view(
     name: str,
     entities: Entity | Sequence[Entity],
-    source: PushSource,
+    source: StreamSource,
     *aggregations: Aggregation | Iterable[Aggregation],
     transform: FunctionType | None = None,
     engine: Literal["pandas", "polars"] = "pandas",
@@ -162,17 +195,17 @@ def stream_view(
     and an unknown rule.
     """
     keyed = _entities(name, entities)
-    if not isinstance(source, PushSource):
+    if not isinstance(source, StreamSource):
         raise DefinitionError(
             f"A stream view reads events, view {name!r} got {_shown(source)}; give what events(...) returned."
         )
-    batch = source.batch_source
-    if "schema" not in source.tags or batch is None:
+    batch, schema = source.batch_source, schema_text(source)
+    if schema is None or batch is None:
         raise DefinitionError(
             f"View {name!r} takes its types from its source's schema, {source.name!r} has none; "
             "define it by events(...), or use Feast's StreamFeatureView."
         )
-    given = parse_ddl(source.tags["schema"], f"source {source.name!r}")
+    given = parse_ddl(schema, f"source {source.name!r}")
     own_tags = _share_tags(f"view {name!r}", batch.timestamp_field, given, transform, engine, columns, expect)
     seen = parse_ddl(own_tags["transformed"], f"view {name!r}") if columns else given
     types = {column.name: column.dtype for column in seen}

@@ -10,6 +10,8 @@ HeadraceError
 ├── UnavailableError     a part that is down or not ready: HTTP 503
 │   └── StreamFullError      the stream's budget is used up: HTTP 503 with Retry-After
 ├── StoreLostError       the store is behind what was seen before: start again from the markers
+├── StreamGapError       the stream no longer has what comes next: headrace recover
+├── LayoutsMovedError    a layout was completed that this process does not write: keep it up to date too
 └── StaleCatalogError    an entry was written by a newer catalog than this process reads: load it
 """
 
@@ -18,11 +20,13 @@ __all__ = [
     "DataError",
     "DefinitionError",
     "HeadraceError",
+    "LayoutsMovedError",
     "RequestError",
     "SettingsError",
     "StaleCatalogError",
     "StoreLostError",
     "StreamFullError",
+    "StreamGapError",
     "UnavailableError",
     "UnknownNameError",
 ]
@@ -70,6 +74,18 @@ class StreamFullError(UnavailableError):
 
 class StoreLostError(HeadraceError):
     """The store holds less than this process has seen in it."""
+
+
+class StreamGapError(HeadraceError):
+    """The stream no longer has the events after a consumer's place, nor has the archive; `gap` says which."""
+
+    def __init__(self, message: str, gap: object = None) -> None:
+        super().__init__(message)
+        self.gap = gap
+
+
+class LayoutsMovedError(HeadraceError):
+    """The store has a complete layout that this process does not keep up to date."""
 
 
 class StaleCatalogError(HeadraceError):

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headrace.errors import SettingsError
@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         default=None,
-        description="redis://, rediss:// or unix:// URL of the online store; unset starts an embedded one.",
+        description="redis://, rediss:// or unix:// URL of the online store, or redis+cluster:// "
+        "(rediss+cluster://) of one node of a cluster; unset starts an embedded one.",
     )
     host: str = Field(default="127.0.0.1", description="Address the server listens on.")
     port: int = Field(default=6566, ge=0, le=65535, description="Port the server listens on (Feast's default).")
@@ -35,7 +36,32 @@ class Settings(BaseSettings):
         default=None, description="'wall' or 'event' (the watermark is the present); apply fixes it in the catalog."
     )
     max_rows: int = Field(default=1_000, ge=1, description="Most rows that one lookup may ask for.")
+    compact_files: int = Field(
+        default=100, ge=1, description="Small files of one event date from which on the archiver merges them."
+    )
+    vacuum_after_h: int = Field(
+        default=168, ge=0, description="Hours after which the archiver deletes files that left a table."
+    )
     max_body_bytes: int = Field(default=16 << 20, ge=1, description="Largest request body in bytes.")
+    stream_budget: int = Field(
+        default=2 << 30, ge=1, description="Most bytes of events that a stream's partition holds; past it a push waits."
+    )
+    stream_keep: float = Field(
+        default=600.0, ge=0, description="Seconds of the stream kept behind worker and archiver before it is trimmed."
+    )
+    kafka_security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        default="plaintext", description="How Kafka's brokers are spoken to."
+    )
+    kafka_sasl_mechanism: str | None = Field(default=None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.")
+    kafka_sasl_username: str | None = Field(default=None, description="Name for SASL.")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="Password for SASL.")
+    kafka_ssl_ca: Path | None = Field(default=None, description="File of the CA that signed the brokers' certificate.")
+    kafka_ssl_certificate: Path | None = Field(default=None, description="File of the client's certificate.")
+    kafka_ssl_key: Path | None = Field(default=None, description="File of the client's key.")
+    kafka_ssl_key_password: SecretStr | None = Field(default=None, description="Password of that key.")
+    lease: float = Field(
+        default=5.0, ge=0.5, le=600, description="Seconds after which a standby worker takes over from a dead one."
+    )
 
 
 @lru_cache(maxsize=1)

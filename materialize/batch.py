@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from headrace.catalog.definitions import Catalog, FeatureView
+from headrace.compute.forgotten import gone_file_rows, living_rows
 from headrace.errors import RequestError
 from headrace.read.key_codes import KeyCodes
 from headrace.settings import Settings
@@ -21,10 +22,15 @@ from headrace.stores.batch_files import BatchRows, read_batch_rows
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.codec.rows import BATCH
 from headrace.stores.connection import open_store
+from headrace.stores.keys import entity_prefix, group_keys, layout_field
 from headrace.stores.markers import Markers
+from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
+from headrace.stores.stream import EventStream
 from headrace.stores.view_writes import Arrived, write_rows
 from headrace.telemetry import get_logger
+from materialize.erase import ForgottenKeys
+from materialize.layouts import Kept, catalog_of
 
 __all__ = ["Materialized", "materialize_rows", "materialize_view"]
 
@@ -51,36 +57,59 @@ def materialize_view(
 ) -> int:
     """Write the newest row per key with an event time in [start, end] (all by default); returns how many keys.
 
-    A key keeps what it holds if that is newer, so it is safe to repeat and to run beside the stream. Raises
-    UnknownNameError, RequestError for a view without a file or not served online, DataError for the file.
+    A key keeps what it holds if that is newer, so it is safe to repeat and to run beside the stream. A layout that a
+    rebuild has begun meanwhile is given the rows too. Raises UnknownNameError, RequestError for a view without a file
+    or not served online, DataError for the file.
     """
     store = open_store(settings)
+    written: dict[str, int] = {}
     try:
-        catalog = load_catalog(store, find_project(settings))
-        view = _materializable(catalog, view_name)
-        keys = catalog.sorted_join_keys(view)
-        columns = list(dict.fromkeys([*keys, *view.features]))
-        rows = read_batch_rows(view, columns, settings.repo, start_us, end_us)
-        build = Markers(store, catalog.project).begin_build(view)
-        done = materialize_rows(OnlineStore(store), catalog, view, rows, build, progress)
+        project = find_project(settings)
+        markers, online = Markers(store, project), OnlineStore(store)
+        forgotten = ForgottenKeys(EventStream(store, project), OfflineStore(settings.data_dir))
+        while left := _layouts(load_catalog(store, project), view_name, written):
+            view, catalog = left[0]
+            columns = list(dict.fromkeys([*catalog.sorted_join_keys(view), *view.features]))
+            rows = read_batch_rows(view, columns, settings.repo, start_us, end_us)
+            kept = Kept(view, catalog, markers.begin_build(view))
+            done = materialize_rows(online, kept, rows, forgotten, progress)
+            get_logger().info(
+                "materialized", view=view_name, keys=done.written, null_keys=done.null_keys, refused=done.refused
+            )
+            written[layout_field(view)] = done.written
     finally:
         store.close()
-    get_logger().info("materialized", view=view_name, keys=done.written, null_keys=done.null_keys, refused=done.refused)
-    return done.written
+    return next(iter(written.values()))
+
+
+def _layouts(catalog: Catalog, name: str, done: Collection[str]) -> list[tuple[FeatureView, Catalog]]:
+    """The view and its layouts under construction that are not yet `done`, each with the catalog that knows it."""
+    arriving = [layout for layout in catalog.arriving if layout.view.name == name]
+    found = [(_materializable(catalog, name), catalog)]
+    found += [(one.view, catalog_of(catalog, one)) for one in arriving if one.view.batch is not None]
+    return [(view, known) for view, known in found if layout_field(view) not in done]
 
 
 def materialize_rows(
-    online: OnlineStore, catalog: Catalog, view: FeatureView, rows: BatchRows, build: int, progress: bool = False
+    online: OnlineStore, kept: Kept, rows: BatchRows, forgotten: ForgottenKeys, progress: bool = False
 ) -> Materialized:
-    """Write the winners among `rows` in chunks into the layout of `build`. Of two runs the later one's row wins at
-    equal event times."""
+    """Write the winners among `rows` in chunks into a layout, without what was forgotten. Of two runs the later one's
+    row wins at equal event times."""
+    catalog, view = kept.catalog, kept.view
+    rows = living_rows(catalog, view, rows, forgotten.tombstones)
     winners, null_keys = _newest_per_key(catalog, view, rows)
     run = time.time_ns() // 1_000
     shown = progress and sys.stderr.isatty()
     with Progress(transient=True, disable=not shown, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"materialize {view.name}", total=len(winners))
         for chosen in _chunks(winners):
-            write_rows(online, catalog, view, _arrived(rows, chosen, run), BATCH, build)
+            arrived = _arrived(rows, chosen, run)
+            times_us = arrived.event_time_us
+            gone = gone_file_rows(catalog, view, arrived.columns, times_us, forgotten.tombstones)
+            arrived = arrived.take(np.flatnonzero(~gone)) if gone.any() else arrived
+            write_rows(online, catalog, view, arrived, BATCH, kept.build)
+            columns = [arrived.columns[column.name] for column in catalog.sorted_join_keys(view)]
+            forgotten.settle([(kept, group_keys(entity_prefix(catalog.project, view.entities), columns)[1])])
             bar.advance(task, len(chosen))
     return Materialized(len(winners), null_keys, rows.refused)
 

@@ -7,6 +7,9 @@ where one ends and the other begins.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,45 +17,96 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
-from headrace.stores.markers import Applied
+from headrace.stores.gaps import continue_at, find_gap, follows
+from headrace.stores.import_log import ImportLog
+from headrace.stores.logs import LogReader
+from headrace.stores.markers import IMPORTS, Applied, Markers
 from headrace.stores.offline import INDEX, OFFSET, OfflineStore
-from headrace.stores.stream import Entry, EventStream, arrival_us
+from headrace.stores.stream import Entry, arrival_us, offset_at
+from headrace.stores.tombstones import Tombstones, load_tombstones, raised_to_floors
+from materialize.imported import replay_imports
 
 __all__ = ["SourceLog"]
 
 _CHUNK_EVENTS = 100_000
 _CHUNK_ENTRIES = 100
+_CHUNK_MESSAGES = 10_000  # of a topic, where an entry is mostly one event
 
 
 class SourceLog:
     """The log of one partition of one source."""
 
-    def __init__(self, stream: EventStream, offline: OfflineStore, source: Source, partition: int, clock: str) -> None:
+    def __init__(self, stream: LogReader, offline: OfflineStore, source: Source, partition: int, clock: str) -> None:
         self.source = source
         self.partition = partition
         self._stream = stream
+        self._markers = Markers(stream.store, stream.project)
         self._offline = offline
         self._clock = clock
         self.archived = max(offline.archived_offset(source.name, partition), 0)
 
     def end(self) -> Applied:
-        """The end of the archived part, as a place to start from when nobody remembers a later one."""
+        """The end of the archived part, as a place to start from when nobody remembers a later one.
+
+        Its total is the stream's own if it still has the entry, else the archiver's marker's, else 0: unknown, for the
+        store has lost both and counts anew.
+        """
         if not self.archived:
             return Applied()
-        watermark_us = self._offline.watermark_us(self.source, self.partition)
-        for entry in self._stream.between(self.source.name, self.partition, self.archived, self.archived):
-            return Applied(self.archived, entry.count - 1, entry.total, watermark_us)
-        return Applied(self.archived, 0, 0, watermark_us)
+        if self.partition == IMPORTS:
+            return ImportLog(self._offline, self.source.name).end()
+        watermark_us, arrived_us = self._newest_at(self.archived)
+        return replace(self.place(), watermark_us=watermark_us, arrived_us=arrived_us)
+
+    def place(self) -> Applied:
+        """`end` without its watermark."""
+        place = (self.source.name, self.partition)
+        entry = self._stream.last_upto(*place, self.archived)
+        if entry is not None and entry.offset == self.archived:
+            return Applied(self.archived, entry.count - 1, entry.total)
+        marker = self._markers.applied("archived", [place])[place]
+        if marker is not None and marker.offset == self.archived:
+            return Applied(self.archived, marker.index, marker.total)
+        return Applied(self.archived, 0)
+
+    def refuse_gap(self, held: Applied | None, builds: bool) -> None:
+        """Raises StreamGapError unless a consumer that holds everything up to `held` finds all that comes after it, in
+        the archive and then in the stream; and, if it `builds`, all that came before."""
+        if self.partition == IMPORTS:
+            return
+        at = held or Applied()
+        if builds or self.archived > at.offset:
+            self.continue_at(self.place() if self.archived else Applied())
+        gap = find_gap(self._stream, self._markers, self.source.name, self.partition, at)
+        if gap is not None and (self.archived <= at.offset or gap.is_shrunk):
+            self.continue_at(at)
+
+    def continue_at(self, at: Applied) -> Applied:
+        """Where one that holds everything up to `at` goes on in the stream: there, or behind a gap that was accepted.
+
+        Raises StreamGapError when the stream no longer has what comes next.
+        """
+        if self.partition == IMPORTS:
+            return at
+        return continue_at(self._stream, self._markers, self.source.name, self.partition, at)
 
     def first_event_us(self) -> int | None:
-        """Event time of the log's first event, None when it has none yet."""
+        """Event time of the log's first event (of imports: of the earliest), None when it has none yet."""
+        if self.partition == IMPORTS:
+            return ImportLog(self._offline, self.source.name).first_event_us()
         for batch in self.replay(Applied(), None):
             if len(batch):
                 return int(batch.event_time_us[0])
         return None
 
     def replay(self, after: Applied, upto: Applied | None) -> Iterator[EventBatch]:
-        """The events in (after, upto] in position order, repeats marked; None is the end of the log."""
+        """The events in (after, upto] in position order, repeats marked; None is the end of the log.
+
+        Raises StreamGapError when a part of them is nowhere.
+        """
+        if self.partition == IMPORTS:
+            yield from replay_imports(self._offline, self.source, after, upto or self.end())
+            return
         last = np.iinfo(np.int64).max if upto is None else upto.offset
         reached = after
         if after.offset < self.archived:
@@ -65,44 +119,102 @@ class SourceLog:
     def memory(self, at: Applied) -> Deduplicator:
         """What a consumer that has read up to `at` must remember of ids."""
         marker = Deduplicator(self.source)
-        if self.source.event_id is None or not at.offset:
+        if self.source.event_id is None or not at.offset or self.partition == IMPORTS:
             return marker
-        now_us = arrival_us(at.offset) if self._clock == "wall" else at.watermark_us
-        since_us = (now_us or 0) - self.source.dedup_horizon_us
+        since_us = (self._present_us(at) or 0) - self.source.dedup_horizon_us
         archived_to = min(at.offset, self.archived)
         columns = [self.source.event_id, "arrival_time"]
         rows = self._offline.read_events(
             self.source, columns, up_to={self.partition: archived_to}, arrived_since_us=since_us, repeats=True
         )
         arrivals = np.asarray(rows["arrival_time"].cast(pa.int64()))
+        marker.remember(*self._streamed_ids(since_us, archived_to))
         marker.remember(rows[self.source.event_id].to_pylist(), arrivals.tolist())
-        watermark_us = self._watermark_at(archived_to)
+        newest = self._newest_at(archived_to)
         for entries in self._entries(archived_to, at.offset):
-            batch = parse_entries(self.source, self.partition, entries, self._clock, watermark_us)
-            watermark_us = batch.watermark_us
+            batch = parse_entries(self.source, self.partition, entries, self._clock, *newest)
+            newest = batch.end.watermark_us, batch.end.arrived_us
             marker.mark(batch)
         return marker
 
-    def _watermark_at(self, offset: int) -> int | None:
-        rows = self._offline.read_events(self.source, ["event_time"], up_to={self.partition: offset}, repeats=True)
-        times = np.asarray(rows["event_time"].cast(pa.int64()))
-        return int(times.max()) if len(times) else None
+    def _streamed_ids(self, since_us: int, archived_to: int) -> tuple[list[Any], list[int]]:
+        """Ids and arrivals of events that may be forgotten since: their rows are gone, but a retry is still one."""
+        upto = min(self._tombstones.latest(self.source.name, self.partition), archived_to)
+        first = offset_at(since_us) if self._clock == "wall" else 1
+        if self.source.kafka is not None or upto < first:
+            return [], []
+        ids: list[Any] = []
+        arrivals: list[int] = []
+        for entries in self._entries(first - 1, upto):
+            batch = parse_entries(self.source, self.partition, entries, self._clock, None)
+            ids += batch.table[self.source.event_id or ""].to_pylist()
+            arrivals += batch.arrival_us.tolist()
+        return ids, arrivals
+
+    @cached_property
+    def _tombstones(self) -> Tombstones:
+        return load_tombstones(self._stream.store, self._offline.root, self._stream.project)
+
+    @property
+    def _floors(self) -> list[tuple[int, int]]:
+        return self._tombstones.floors(self.source.name, self.partition)
+
+    def _present_us(self, at: Applied) -> int | None:
+        """The present of one that has read up to `at`, None where nobody knows it."""
+        if self._clock == "event":
+            return at.watermark_us
+        return arrival_us(at.offset) if self.source.kafka is None else at.arrived_us
+
+    def _newest_at(self, offset: int) -> tuple[int | None, int | None]:
+        """The largest event time and the newest arrival of the archived events up to `offset`."""
+        columns = ["event_time", "arrival_time"]
+        rows = self._offline.read_events(self.source, columns, up_to={self.partition: offset}, repeats=True)
+        floors = [watermark_us for upto, watermark_us in self._floors if upto <= offset]
+        if not rows.num_rows:
+            return max(floors, default=None), None
+        watermark_us, arrived_us = (int(np.asarray(rows[name].cast(pa.int64())).max()) for name in columns)
+        watermark_us = max([watermark_us, *floors])
+        return watermark_us, arrived_us if self._clock == "wall" and self.source.kafka is not None else None
 
     def _entries(self, after: int, last: int) -> Iterator[list[Entry]]:
         while after < last:
-            found = self._stream.between(self.source.name, self.partition, after + 1, last, _CHUNK_ENTRIES)
+            count = _CHUNK_ENTRIES if self.source.kafka is None else _CHUNK_MESSAGES
+            found = self._stream.between(self.source.name, self.partition, after + 1, last, count)
             if not found:
                 return
             yield found
             after = found[-1].offset
 
     def _streamed(self, reached: Applied, last: int) -> Iterator[EventBatch]:
-        marker, watermark_us = self.memory(reached), reached.watermark_us
+        marker = self.memory(reached)
         for entries in self._entries(reached.offset, last):
-            batch = parse_entries(self.source, self.partition, entries, self._clock, watermark_us)
+            if self._has_gap(reached, entries[0]):
+                yield from self._beyond_gap(reached, last)
+                return
+            newest = reached.watermark_us, reached.arrived_us
+            batch = parse_entries(self.source, self.partition, entries, self._clock, *newest)
             marker.mark(batch)
-            watermark_us = batch.watermark_us
+            reached = batch.end
             yield batch
+        if reached.offset < last and self._was_trimmed(reached):
+            yield from self._beyond_gap(reached, last)
+
+    def _has_gap(self, reached: Applied, following: Entry) -> bool:
+        """Whether events between `reached` and the next entry found are missing."""
+        return not follows(reached, following) or (not reached.total and self._was_trimmed(reached))
+
+    def _was_trimmed(self, reached: Applied) -> bool:
+        """Whether entries after `reached` have left the stream."""
+        place = (self.source.name, self.partition)
+        trimmed = self._markers.applied("trimmed", [place])[place]
+        return trimmed is not None and trimmed.offset > reached.offset
+
+    def _beyond_gap(self, reached: Applied, last: int) -> Iterator[EventBatch]:
+        """The rest, of which the archive has got more meanwhile: nothing is trimmed that it does not hold."""
+        self.archived = max(self._offline.archived_offset(self.source.name, self.partition), self.archived)
+        go_on = reached if self.archived > reached.offset else self.continue_at(reached)
+        if go_on.offset < last and (go_on != reached or self.archived > reached.offset):
+            yield from self.replay(go_on, Applied(last))
 
     def _archived(self, after: int, last: int) -> Iterator[EventBatch]:
         columns = list(
@@ -112,12 +224,16 @@ class SourceLog:
         times = np.asarray(rows["event_time"].cast(pa.int64()))
         watermarks = np.maximum.accumulate(times) if len(times) else times
         offsets = np.asarray(rows[OFFSET])
+        watermarks = raised_to_floors(watermarks, offsets, self._floors)
         first = int(np.searchsorted(offsets, after, side="right"))
         for start in range(first, rows.num_rows, _CHUNK_EVENTS):
             stop = min(start + _CHUNK_EVENTS, rows.num_rows)
             end = Applied(int(offsets[stop - 1]), int(rows[INDEX][stop - 1].as_py()), 0, int(watermarks[stop - 1]))
             before_us = int(watermarks[start - 1]) if start else None
-            yield self._batch(rows.slice(start, stop - start), times[start:stop], end, before_us)
+            batch = self._batch(rows.slice(start, stop - start), times[start:stop], end, before_us)
+            if self._floors:
+                batch.found_us = raised_to_floors(batch.watermarks_us, batch.offset, self._floors)
+            yield batch
         if last == self.archived:
             yield self._batch(rows.slice(0, 0), times[:0], self.end())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -17,16 +18,35 @@ from headrace.stores.keys import layout_field
 from headrace.stores.letters import send_letters
 from headrace.stores.view_writes import Arrived
 
-__all__ = ["ViewShares"]
+__all__ = ["Forgotten", "ViewShares"]
+
+
+class Forgotten(Protocol):
+    """What a writer asks about forgotten keys (see erase.py)."""
+
+    def living(self, catalog: Catalog, batch: EventBatch) -> EventBatch: ...
+
+    def settle(self, written: Sequence[tuple[Any, Sequence[bytes]]]) -> None: ...
 
 
 class ViewShares:
-    """Takes batches apart for the worker. `counts` is what it has counted and not yet published."""
+    """Takes batches apart for the worker. `counts` is what it has counted and not yet published.
 
-    def __init__(self, store: redis.Redis, catalog: Catalog) -> None:
+    What becomes of events is counted for the layouts that serve alone; a layout on its way out has no dead letters
+    any more.
+    """
+
+    def __init__(self, store: redis.Redis, catalog: Catalog, forgotten: Forgotten | None = None) -> None:
+        self.forgotten = forgotten
         self.counts: dict[Counted, int] = {}
         self._store = store
+        self.follow(catalog)
+
+    def follow(self, catalog: Catalog) -> None:
+        """Go by another catalog of the same project from now on."""
         self._catalog = catalog
+        self._serving = {layout_field(view) for view in catalog.views}
+        self._retiring = {layout_field(layout.view) for layout in catalog.retiring}
 
     def of(self, batch: EventBatch, views: Sequence[FeatureView]) -> Iterator[tuple[FeatureView, Arrived]]:
         """Every view with its rows of `batch`, repeats left out; views without any are left out.
@@ -56,7 +76,8 @@ class ViewShares:
 
     def count(self, view: FeatureView, outcome: str, n: int, column: str = "", rule: str = "") -> None:
         """Count rows of a view."""
-        self._add(("view", view.name, outcome, column, rule), n)
+        if layout_field(view) in self._serving:
+            self._add(("view", view.name, outcome, column, rule), n)
 
     def publish_counts(self, batch: EventBatch) -> None:
         """Publish what was counted since the last time, and what `batch` was for its source."""
@@ -75,7 +96,7 @@ class ViewShares:
     def _take_outcome(self, view: FeatureView, batch: EventBatch, events: SourceEvents, seen: ViewEvents) -> None:
         for (outcome, column, rule), n in seen.counts.items():
             self.count(view, outcome, n, column, rule)
-        if seen.dead:
+        if seen.dead and layout_field(view) not in self._retiring:
             send_letters(self._store, self._catalog.project, _letters(view, batch.source, events, seen.dead))
 
 

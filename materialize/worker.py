@@ -7,39 +7,48 @@ markers; the positions in the values make it harmless to merge a batch twice.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import redis
 import structlog
 
-from headrace.catalog.definitions import Catalog, FeatureView, Source, catalog_to_json
+from headrace.catalog.definitions import Catalog, FeatureView, Source
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
-from headrace.errors import SettingsError, StaleCatalogError, StoreLostError, UnavailableError
-from headrace.settings import Settings
-from headrace.stores.catalogs import find_project, load_catalog, read_mirror
-from headrace.stores.codec.rows import DIRECT, STREAM
-from headrace.stores.connection import open_store
-from headrace.stores.keys import catalog_key
-from headrace.stores.markers import Applied, Markers, Ready, places
+from headrace.errors import (
+    DataError,
+    LayoutsMovedError,
+    StaleCatalogError,
+    StoreLostError,
+    StreamGapError,
+    UnavailableError,
+)
+from headrace.settings import Settings, load_settings
+from headrace.stores.cluster import level
+from headrace.stores.gaps import Stops, follows
+from headrace.stores.keys import layout_field, markers_key
+from headrace.stores.layout_markers import LayoutMarkers, NewLayout, store_time_us
+from headrace.stores.logs import Logs
+from headrace.stores.markers import IMPORTS, Applied, Markers, Ready, import_places, places
 from headrace.stores.offline import OfflineStore
+from headrace.stores.one_run import one_run
 from headrace.stores.online import OnlineStore
 from headrace.stores.stream import Entry, EventStream
-from headrace.stores.view_writes import row_update, window_update
+from materialize.erase import ForgottenKeys
+from materialize.forget import Forgetter
+from materialize.imported import extend_back, is_importing, replay_imports
+from materialize.layouts import Kept, kept_layouts, merge_batch, unknown_layouts
 from materialize.log import SourceLog
 from materialize.view_shares import ViewShares
 
-__all__ = ["Worker", "run_worker"]
+__all__ = ["Worker"]
 
 Place = tuple[str, int]
 
 _BATCH_EVENTS = 100_000
 _BATCH_ENTRIES = (100, 2_000)
-_BLOCK_MS = 200
-_CATALOG_CHECK_S = 1.0
-_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+BLOCK_MS = 200
 
 log = structlog.get_logger(__name__)
 
@@ -54,178 +63,321 @@ class _Reader:
     memory: Deduplicator
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """What was read and parsed while the store took the batch before; `behind` is where that batch ends, if it is the
+    last of its round."""
+
+    found: dict[Place, list[Entry]] = field(default_factory=dict)
+    batches: dict[Place, EventBatch] = field(default_factory=dict)
+    behind: dict[Place, Applied] | None = None
+
+    def take(self) -> dict[Place, list[Entry]]:
+        found, self.found = self.found, {}
+        return found
+
+
 class Worker:
     """One catalog's worker. Not thread-safe; two at once are right but wasteful."""
 
-    def __init__(self, store: redis.Redis, offline: OfflineStore, catalog: Catalog) -> None:
+    def __init__(
+        self, store: redis.Redis, offline: OfflineStore, catalog: Catalog, settings: Settings | None = None
+    ) -> None:
+        store = one_run(store)
         self.catalog = catalog
+        self._store = store
         self._offline = offline
-        self._stream = EventStream(store, catalog.project)
+        self._stream = Logs(EventStream(store, catalog.project), catalog, settings or load_settings())
         self._markers = Markers(store, catalog.project)
+        self._layouts = LayoutMarkers(store, catalog.project)
         self._online = OnlineStore(store)
+        self._online.meanwhile = self._look_ahead
+        self._stops = Stops(store, catalog.project, "worker")
         self._readers: dict[Place, _Reader] = {}
-        self._builds: dict[str, int] = {}
+        self._imported: Iterator[tuple[_Reader, EventBatch]] = iter(())
+        self._extended: dict[str, int] = {}
+        self._kept: dict[str, Kept] = {}
+        self._completed = 0
         self._entries = _BATCH_ENTRIES[0]
-        self._shares = ViewShares(store, catalog)
+        self._ahead = _Ahead()
+        self._shares = ViewShares(store, catalog, ForgottenKeys(self._stream, offline))
+        self._forgetter = Forgetter(self._stream, offline)
+
+    def close(self) -> None:
+        """Lets go of the topics that it reads."""
+        self._stream.close()
 
     def start(self) -> None:
-        """Brings every view to one position per partition, building those that are not ready."""
-        self._builds = {view.name: self._markers.begin_build(view) for view in self.catalog.views}
-        wanted = places(self.catalog)
+        """Brings every layout that it keeps to one position per partition, building the views that are not ready.
+
+        A partition of which the log has a gap, or cannot be reached, is left where it is, and said to be; the others go
+        on. Raises StaleCatalogError when layouts of a later catalog are complete.
+        """
+        while True:
+            try:
+                self._start()
+                return
+            except LayoutsMovedError as moved:
+                log.info("starting once more", reason=str(moved))
+
+    def _start(self) -> None:
+        level(self._store, markers_key(self.catalog.project))
+        self._know_layouts()
+        wanted = [*places(self.catalog), *import_places(self.catalog)]
         held = self._markers.applied("source", [(source.name, partition) for source, partition in wanted])
+        stopped: dict[Place, str] = {}
         for source, partition in wanted:
-            reader = self._start_partition(source, partition, held[source.name, partition])
-            self._readers[source.name, partition] = reader
+            place = (source.name, partition)
+            try:
+                self._readers[place] = self._start_partition(source, partition, held[place])
+            except (StreamGapError, UnavailableError, DataError) as problem:
+                stopped[place] = str(problem)
+                log.error("stopped, the other streams go on", problem=str(problem))
+        self._stops.set(stopped)
+        halted = {kept.view for name, _ in stopped for kept in self._fed(name)}
         for view in self.catalog.views:
-            if self._markers.ready(view) is None:
+            if view not in halted and self._markers.ready(view) is None:
                 self._set_ready(view)
+        self._know_layouts()
         self._shares.counts.clear()  # what was built anew was counted when it came
 
     def _start_partition(self, source: Source, partition: int, held: Applied | None) -> _Reader:
         """Catches up with the archive, which may hold what a store that lost data no longer streams, and builds new
         views up to the same place."""
-        past = SourceLog(self._stream, self._offline, source, partition, self.catalog.clock)
+        past = self._log(source, partition)
         applied = held or Applied()
-        views = self._views(source)
-        old = [view for view in views if self._markers.ready(view) is not None]
+        fed = self._fed(source.name)
+        old = [kept for kept in fed if self._markers.ready(kept.view) is not None]
+        past.refuse_gap(held, len(old) < len(fed))
         if past.archived > applied.offset:
             for batch in past.replay(applied, past.end()):
                 self._write(batch, old)
             applied = past.end()
-        for view in views:
-            if view not in old and applied.offset:
-                log.info("building view from the log", view=view.name, source=source.name, upto=str(applied))
+        applied = past.continue_at(applied)
+        if applied.offset and partition >= 0:
+            self._stream.raise_end(source.name, partition, applied.offset)
+        for kept in fed:
+            if kept not in old and applied.offset:
+                log.info("building view from the log", view=kept.view.name, source=source.name, upto=str(applied))
                 for batch in past.replay(Applied(), applied):
-                    self._write(batch, [view])
+                    self._write(batch, [kept])
         if held is None or applied.offset > held.offset:
-            self._markers.raise_applied("source", source.name, partition, applied)
+            place, seen = (source.name, partition), held.offset if held else 0
+            before = self._markers.raise_applied("source", *place, applied, seen, self._completed)
+            self._refuse_lost(source, held, before)
         return _Reader(source, partition, applied, past.memory(applied))
 
-    def _views(self, source: Source) -> list[FeatureView]:
-        if source.name.startswith("writes/"):
-            return [self.catalog.view(source.name.removeprefix("writes/"))]
-        return list(self.catalog.views_of(source.name))
+    def _fed(self, source: str) -> list[Kept]:
+        return [kept for kept in self._kept.values() if kept.is_fed_by(source)]
 
     def _set_ready(self, view: FeatureView) -> None:
-        readers = {place: reader for place, reader in self._readers.items() if place[0] == view.source}
+        kept = self._kept[layout_field(view)]
+        fed = {place: reader for place, reader in self._readers.items() if kept.is_fed_by(place[0])}
+        readers = {place: reader for place, reader in fed.items() if place[0] == view.source}
         firsts = [
-            SourceLog(self._stream, self._offline, r.source, r.partition, self.catalog.clock).first_event_us()
+            self._log(r.source, r.partition).first_event_us()
             for r in readers.values()
+            if r.partition != IMPORTS or not is_importing(self._store, self.catalog.project, r.source.name)
         ]
         known = [first for first in firsts if first is not None]
+        kept_us = self._offline.kept_from_us(view.source or "")
+        known = [first if kept_us is None else max(first, kept_us) for first in known]
         now_us = time.time_ns() // 1_000 if self.catalog.clock == "wall" else None
         applied = {f"{name}|{partition}": str(reader.applied) for (name, partition), reader in readers.items()}
-        self._markers.set_ready(view, Ready(min(known) if known else now_us, applied))
+        new = NewLayout(view, kept.build, Ready(min(known) if known else now_us, applied))
+        outcome = self._layouts.complete([new], {place: reader.applied.offset for place, reader in fed.items()})
+        if outcome == "lost":
+            raise StoreLostError(f"The store lost view {view.name!r} while it was built; building it again.")
+        if outcome == "behind":
+            raise LayoutsMovedError(f"Another worker went on while view {view.name!r} was built.")
         log.info("view ready", view=view.name, applied=applied)
 
-    def step(self, block_ms: int = _BLOCK_MS) -> int:
+    def _know_layouts(self) -> None:
+        """Learns which layouts are complete, to keep those and all that serve."""
+        held = self._layouts.held()
+        unknown = unknown_layouts(self.catalog, held)
+        if unknown:
+            raise StaleCatalogError(f"{', '.join(unknown)} is of a later catalog than {self.catalog.version}.")
+        fields = {layout_field(view): view for view in self.catalog.views}
+        builds = {field: held.builds.get(field) or self._markers.begin_build(view) for field, view in fields.items()}
+        self._kept = kept_layouts(self.catalog, held, builds, store_time_us(self._store))
+        self._completed = held.completed
+
+    def follow(self, catalog: Catalog) -> bool:
+        """Goes on by `catalog`, with which layouts come and go; False if the worker must start anew for it."""
+        if catalog.clock != self.catalog.clock or places(catalog) != places(self.catalog):
+            return False
+        held = self._layouts.held()
+        fields = [layout_field(view) for view in catalog.views]
+        complete = all(field in held.ready or field in self._kept for field in fields)
+        same = all(held.builds.get(field) in (kept.build, None) for field, kept in self._kept.items())
+        if not (complete and same) or unknown_layouts(catalog, held):
+            return False
+        self.catalog = catalog
+        self._shares.follow(catalog)
+        known = set(self._kept)
+        self._know_layouts()
+        if set(self._kept) - known:
+            self._imported = iter(())  # a layout that comes in the middle of an append must be given it whole
+        return True
+
+    def step(self, block_ms: int = BLOCK_MS) -> int:
         """Applies one batch of every partition that has new entries; returns how many events it read.
 
         Raises redis.RedisError when the store fails, StoreLostError when it holds less than it did.
         """
-        if not self._readers:
+        after = {place: reader.applied.offset for place, reader in self._readers.items() if place[1] != IMPORTS}
+        if not after:
             time.sleep(block_ms / 1_000)
             return 0
-        after = {place: reader.applied.offset for place, reader in self._readers.items()}
-        found = self._stream.read(after, self._entries, block_ms)
+        found = self._ahead.take() or self._stream.read(after, self._entries, block_ms)
         self._check(found)
-        sizes = [entry.count for entries in found.values() for entry in entries]
+        sizes = [entry.count for place in found if place[0] not in self._stream.topics for entry in found[place]]
         if sizes:  # as many entries next time as make a batch worth its round trips and bounded in memory
             self._entries = min(max(_BATCH_EVENTS * len(sizes) // sum(sizes), _BATCH_ENTRIES[0]), _BATCH_ENTRIES[1])
-        return sum(self._apply(self._readers[place], entries) for place, entries in found.items())
+        done = 0
+        for left, (place, entries) in zip(reversed(range(len(found))), found.items(), strict=True):
+            try:
+                done += self._apply(self._readers[place], entries, is_last=not left)
+            except DataError as problem:  # a view's function cannot be run here, say
+                self._stop(place, problem)
+        return done
+
+    def _stop(self, place: Place, problem: DataError) -> None:
+        del self._readers[place]
+        self._ahead = _Ahead()
+        self._stops.set({**self._stops.held, place: str(problem)})
+        log.error("stopped, the other streams go on", source=place[0], problem=str(problem))
 
     def _check(self, found: Mapping[Place, Sequence[Entry]]) -> None:
         """Raises StaleCatalogError or StoreLostError before anything is written by what no longer holds."""
         newest = max((entry.catalog for entries in found.values() for entry in entries), default=0)
         if newest > self.catalog.version:
             raise StaleCatalogError(f"An entry knows catalog version {newest}, this worker {self.catalog.version}.")
-        for (name, partition), held in self._markers.applied("source", found).items():
-            self._refuse_lost(self._readers[name, partition], held)
+        for place, held in self._markers.applied("source", found).items():
+            reader = self._readers[place]
+            self._refuse_lost(reader.source, reader.applied, held)
+            if not follows(reader.applied, found[place][0]):
+                raise StoreLostError(f"The stream of {place[0]!r} does not go on at {reader.applied}; looking again.")
 
-    def _refuse_lost(self, reader: _Reader, held: Applied | None) -> None:
-        if held is None or held.offset < reader.applied.offset:
+    def look(self) -> bool:
+        """Whether to start again, for what stopped a partition was mended.
+
+        Raises StoreLostError when the store holds less than it did, or a stream ends before what was applied,
+        StreamGapError when a topic has lost what comes next.
+        """
+        held = self._markers.applied("source", [*self._readers, *self._stops.held])
+        heads = self._stream.stream_heads(self._readers)
+        for place in self._stream.doubtful() & set(self._readers):
+            self._log(self._readers[place].source, place[1]).refuse_gap(self._readers[place].applied, False)
+        for place, reader in self._readers.items():
+            self._refuse_lost(reader.source, reader.applied, held[place])
+            if place not in heads:
+                continue
+            head = heads[place]
+            if (head.total if head else 0) < reader.applied.total:
+                raise StoreLostError(f"The stream of {place[0]!r} ends before {reader.applied}; looking again.")
+        return any(not self._is_stopped(place, held[place]) for place in self._stops.held)
+
+    def _is_stopped(self, place: Place, held: Applied | None) -> bool:
+        source = next((source for source, part in places(self.catalog) if (source.name, part) == place), None)
+        if source is None:
+            return False
+        builds = any(self._markers.ready(kept.view) is None for kept in self._fed(source.name))
+        try:
+            self._log(source, place[1]).refuse_gap(held, builds)
+        except (StreamGapError, UnavailableError):
+            return True
+        return False
+
+    def _log(self, source: Source, partition: int) -> SourceLog:
+        return SourceLog(self._stream, self._offline, source, partition, self.catalog.clock)
+
+    def _refuse_lost(self, source: Source, seen: Applied | None, held: Applied | None) -> None:
+        if seen is not None and (held is None or held.offset < seen.offset):
             raise StoreLostError(
-                f"The marker of {reader.source.name} was at {reader.applied}, the store now has "
+                f"The marker of {source.name} was at {seen}, the store now has "
                 f"{held or 'none'}: the store lost data; starting again from its markers."
             )
 
-    def _apply(self, reader: _Reader, entries: Sequence[Entry]) -> int:
-        watermark_us = reader.applied.watermark_us
-        batch = parse_entries(reader.source, reader.partition, entries, self.catalog.clock, watermark_us)
+    def _parse(self, reader: _Reader, entries: Sequence[Entry], after: Applied) -> EventBatch:
+        newest = after.watermark_us, after.arrived_us
+        batch = parse_entries(reader.source, reader.partition, entries, self.catalog.clock, *newest)
         reader.memory.mark(batch)
-        self._write(batch, self._views(reader.source))
-        self._refuse_lost(
-            reader, self._markers.raise_applied("source", reader.source.name, reader.partition, batch.end)
-        )
+        return batch
+
+    def _look_ahead(self) -> None:
+        """Reads and parses what comes after the batch that the store is taking, the last of its round."""
+        last, self._ahead.behind = self._ahead.behind, None
+        if last is None or any(name in self._stream.topics for name, _ in self._readers):
+            return
+        after = {place: reader.applied for place, reader in self._readers.items() if place[1] != IMPORTS} | last
+        found = self._stream.read({place: applied.offset for place, applied in after.items()}, self._entries, 0)
+        for place, entries in found.items():
+            self._ahead.batches[place] = self._parse(self._readers[place], entries, after[place])
+        self._ahead.found = found
+
+    def _apply(self, reader: _Reader, entries: Sequence[Entry], is_last: bool) -> int:
+        place = (reader.source.name, reader.partition)
+        batch = self._ahead.batches.pop(place, None)
+        if batch is None:
+            batch = self._parse(reader, entries, reader.applied)
+        self._ahead.behind = {place: batch.end} if is_last else None
+        self._write(batch, self._fed(reader.source.name))
+        self._refuse_lost(reader.source, reader.applied, self._raise(reader, batch))
         if not reader.applied.offset and len(batch):
-            for view in self._views(reader.source):
-                self._markers.set_first_event(view, int(batch.event_time_us[0]))
+            for kept in self._fed(reader.source.name):
+                self._markers.set_first_event(kept.view, int(batch.event_time_us[0]))
         reader.applied = batch.end
         self._shares.publish_counts(batch)
         return sum(entry.count for entry in entries)
 
-    def _write(self, batch: EventBatch, views: list[FeatureView]) -> None:
-        """Merges a batch into all of its views, their keys in one stream of commands."""
-        rank = DIRECT if batch.source.name.startswith("writes/") else STREAM
-        updates = []
-        for view, events in self._shares.of(batch, views):
-            build = self._builds[view.name]
-            if view.kind == "windowed":
-                update, skipped = window_update(self.catalog, view, events, build)
-            else:
-                update, skipped = row_update(self.catalog, view, events, rank, build)
-            updates.append(update)
-            self._shares.count(view, "null_key", skipped)
-        self._online.update(*updates)
+    def take_imports(self) -> bool:
+        """Applies the next batch of what was imported lately; False when there is none. To be called now and then.
 
+        Raises as `step` does.
+        """
+        found = next(self._imported, None)
+        if found is None:
+            self._imported = self._new_imports()
+            return False
+        reader, batch = found
+        self._write(batch, self._fed(reader.source.name))
+        self._refuse_lost(reader.source, reader.applied, self._raise(reader, batch))
+        reader.applied = batch.end
+        self._shares.publish_counts(batch)
+        return True
 
-def run_worker(settings: Settings, stop: threading.Event) -> None:
-    """Works until `stop` is set; a new catalog or a failing store starts it again from the markers.
+    def _new_imports(self) -> Iterator[tuple[_Reader, EventBatch]]:
+        """What the archive holds of imports and the views do not, in batches, each to be applied before the next."""
+        readers = {place: reader for place, reader in self._readers.items() if place[1] == IMPORTS}
+        for place, archived in self._markers.applied("archived", readers).items():
+            reader, name = readers[place], place[0]
+            if archived is not None and archived.offset > reader.applied.offset:
+                for batch in replay_imports(self._offline, reader.source, reader.applied, archived):
+                    yield reader, batch
+            is_new = reader.applied.offset > self._extended.get(name, 0)
+            if is_new and not is_importing(self._store, self.catalog.project, name):
+                extend_back(self._markers, self._offline, name, [kept.view for kept in self._fed(name)])
+                self._extended[name] = reader.applied.offset
 
-    Raises SettingsError or UnavailableError when the set-up cannot work at all.
-    """
-    store = open_store(settings)
-    project = find_project(settings)
-    offline = OfflineStore(settings.data_dir)
-    _catalog(store, settings, project)
-    failures = 0
-    while not stop.is_set():
-        try:
-            worker = Worker(store, offline, _catalog(store, settings, project))
-            worker.start()
-            log.info("worker started", catalog=worker.catalog.version)
-            failures = 0
-            _work(worker, store, stop)
-        except StaleCatalogError:
-            stop.wait(_BACKOFF_S[0])
-        except SettingsError:
-            raise
-        except Exception as error:  # the outermost loop: whatever it is, the log still has the events
-            log.error("worker starts again", error=str(error), kind=type(error).__name__)
-            stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
-            failures += 1
-    store.close()
+    def obey(self) -> None:
+        """Carries out orders to forget."""
+        self._forgetter.step(self.catalog, {place: reader.applied for place, reader in self._readers.items()})
 
+    def _raise(self, reader: _Reader, batch: EventBatch) -> Applied | None:
+        """Raises the marker past a batch that all layouts hold; layouts completed meanwhile are given it first."""
+        place, seen = (reader.source.name, reader.partition), reader.applied.offset
+        while True:
+            try:
+                return self._markers.raise_applied("source", *place, batch.end, seen, self._completed)
+            except LayoutsMovedError as moved:
+                self._refuse_lost(reader.source, reader.applied, self._markers.applied("source", [place])[place])
+                known = self._kept
+                if reader.partition == IMPORTS or not self.follow(self.catalog):
+                    raise StaleCatalogError(str(moved)) from None
+                self._write(batch, [kept for field, kept in self._kept.items() if field not in known])
 
-def _catalog(store: redis.Redis, settings: Settings, project: str) -> Catalog:
-    """The catalog; a store that came back empty gets it again from its mirror."""
-    try:
-        return load_catalog(store, project)
-    except UnavailableError:
-        mirror = read_mirror(settings)
-        if mirror is None or mirror.project != project:
-            raise
-        store.set(catalog_key(project), catalog_to_json(mirror), nx=True)
-        log.warning("the store had lost the catalog; restored it from its mirror", version=mirror.version)
-        return mirror
-
-
-def _work(worker: Worker, store: redis.Redis, stop: threading.Event) -> None:
-    """Steps until told to stop or the catalog changes."""
-    checked = time.monotonic()
-    while not stop.is_set():
-        worker.step()
-        if time.monotonic() - checked > _CATALOG_CHECK_S:
-            if load_catalog(store, worker.catalog.project).version != worker.catalog.version:
-                return
-            checked = time.monotonic()
+    def _write(self, batch: EventBatch, layouts: Iterable[Kept]) -> None:
+        """Merges a batch into those of the layouts that it feeds."""
+        merge_batch(self._online, self._shares, batch, layouts)

@@ -9,9 +9,11 @@ import redis
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from headrace.catalog.definitions import Catalog, FeatureView
 from headrace.stores.counters import Counted, decode_counts, sources_counts
+from headrace.stores.gaps import gap_field
 from headrace.stores.keys import counters_key, markers_key
-from headrace.stores.markers import ready_field
+from headrace.stores.markers import places, ready_field
 from headrace.stores.stream import heads_async
 from headrace.stores.stream_reports import ReportQuery
 from serving.replies import json_response
@@ -33,11 +35,28 @@ async def ready(request: Request) -> Response:
     """200 once every view can be served, else 503 with what is missing."""
     state = state_of(request)
     views = [view for view in state.catalog.views if view.online]
-    markers = await read_markers(state, [ready_field(view) for view in views])
-    missing = [view.name for view, marker in zip(views, markers, strict=True) if marker is None]
-    good = not missing and state.problem is None
-    reply = {"ready": good, "catalog_version": state.catalog.version, "missing": missing, "problem": state.problem}
-    return json_response(reply, 200 if good else 503)
+    held = await read_markers(state, [ready_field(view) for view in views])
+    missing = [view.name for view, marker in zip(views, held, strict=True) if marker is None]
+    stopped = await _stopped(state, views)
+    problem = state.problem or state.unconfirmed()
+    good = not missing and not stopped and problem is None
+    reply = {"ready": good, "catalog_version": state.catalog.version, "missing": missing, "stopped": stopped}
+    return json_response(reply | {"problem": problem}, 200 if good else 503)
+
+
+async def _stopped(state: ServerState, views: list[FeatureView]) -> dict[str, str]:
+    """By view, why the worker takes up no more of its events; its values stay what they are."""
+    wanted = {name: [gap_field("worker", *place) for place in of] for name, of in _places(state.catalog, views).items()}
+    fields = sorted({field for of in wanted.values() for field in of})
+    held = dict(zip(fields, await read_markers(state, fields), strict=True))
+    found = {name: next((held[field] for field in of if held[field]), None) for name, of in wanted.items()}
+    return {name: text.decode() for name, text in found.items() if text}
+
+
+def _places(catalog: Catalog, views: list[FeatureView]) -> dict[str, list[tuple[str, int]]]:
+    """The partitions that every view is computed from."""
+    every = [(source.name, partition) for source, partition in places(catalog)]
+    return {view.name: [place for place in every if place[0] in (view.source, f"writes/{view.name}")] for view in views}
 
 
 @router.get("/metrics")
@@ -66,7 +85,8 @@ async def streams(request: Request) -> Response:
     state = state_of(request)
     query = ReportQuery(state.catalog)
     markers = await read_markers(state, query.fields)
-    heads = await heads_async(state.store, state.catalog.project, query.places)
+    heads = await heads_async(state.store, state.catalog.project, query.stream_places)
+    heads |= await state.topic_heads.read(state.catalog, query.topic_places)
     counts = sources_counts(await _counts(state))
     report = {name: row | {"counts": counts.get(name, {})} for name, row in query.report(markers, heads).items()}
     return json_response(report)

@@ -43,7 +43,9 @@ async def _features(state: ServerState, model: Model, body: PredictBody) -> Look
     plan = state.plan(model.manifest.service, [], True)
     asked = parse_request(plan, body.entities, state.settings.max_rows)
     state.metrics.rows.inc(asked.rows)
-    return await lookup(state.store, plan, asked, parse_moment(body.as_of), now_us())
+    result = await lookup(state.store, plan, asked, parse_moment(body.as_of), now_us())
+    state.refuse_unconfirmed()
+    return result
 
 
 def find_model(state: ServerState, name: str | None, service: str | None) -> Model:

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 from headrace.catalog.definitions import Catalog, Column, FeatureView, Source, write_source
 from headrace.compute.columns import typed_column
 from headrace.dtypes import DType
-from headrace.errors import RequestError
+from headrace.errors import RequestError, StreamFullError
 from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
-from headrace.stores.payloads import Batch, arrow_batches, column_batches, ndjson_batches
-from headrace.stores.stream import Position, append_async
+from headrace.stores.payloads import Batch, arrow_batches, column_batches, ndjson_batches, refuse_topic
+from headrace.stores.stream import Append, Position, append_async
 from serving.bodies import OFF_LOOP_BYTES, parse_off_loop, read_body, read_json
 from serving.errors import WireError
 from serving.replies import json_response
@@ -55,6 +55,7 @@ async def push(request: Request, source: str | None = None) -> Response:
     if body.to not in WAYS:
         raise RequestError(f"A push goes to {' or '.join(WAYS)} (alike), got {body.to!r}; use online.")
     target = state.catalog.source(body.push_source_name)
+    refuse_topic(target)
     return await _append(state, target, column_batches(target, body.df))
 
 
@@ -64,6 +65,7 @@ async def _push_raw(
     if not name:
         raise RequestError("A push of NDJSON or Arrow must name its source; add ?source=NAME.")
     target = state.catalog.source(name)
+    refuse_topic(target)
     raw = await read_body(request, state.settings.max_body_bytes)
     large = len(raw) >= OFF_LOOP_BYTES
     return await _append(state, target, await parse_off_loop(split, target, raw) if large else split(target, raw))
@@ -73,19 +75,25 @@ async def _append(state: ServerState, source: Source, batches: list[Batch]) -> R
     """Append entry by entry: when one fails, those before it stay, and a retry's repeats are known by their ids."""
     ends: dict[str, Position] = {}
     for batch in batches:
-        ends[str(batch.partition)] = await append_async(
-            state.store,
-            state.catalog.project,
-            source.name,
-            batch.format,
-            batch.payload,
-            batch.count,
-            batch.partition,
-            state.catalog.version,
-        )
+        held = (batch.format, batch.payload, batch.count, batch.partition)
+        entry = Append(source.name, *held, state.catalog.version)
+        try:
+            end = await append_async(state.store, state.catalog.project, entry, state.settings.stream_budget)
+        except StreamFullError as error:
+            raise _partly(error, source, batches[: batches.index(batch)]) from None
+        ends[str(batch.partition)] = end
         state.metrics.pushed.labels(source.name).inc(batch.count)
     accepted = sum(batch.count for batch in batches)
     return json_response({"accepted": accepted, "position": {part: str(end) for part, end in ends.items()}})
+
+
+def _partly(error: StreamFullError, source: Source, before: list[Batch]) -> StreamFullError:
+    """The refusal of one batch, which says what of the same push was accepted before it."""
+    if not before:
+        return error
+    again = "their ids mark them as repeats" if source.event_id else "without an event id they will count twice"
+    accepted = sum(batch.count for batch in before)
+    return StreamFullError(f"{error} {accepted} events of this push were accepted: {again}.", error.retry_after_s)
 
 
 @router.post("/write-to-online-store", openapi_extra=json_body(WriteBody))

@@ -14,7 +14,7 @@ import redis.asyncio
 from fastapi import FastAPI, Request
 
 from headrace.catalog.definitions import Catalog, catalog_from_json
-from headrace.errors import HeadraceError, SettingsError
+from headrace.errors import HeadraceError, SettingsError, UnavailableError
 from headrace.read.lookup import LookupPlan, plan_features, plan_service
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
@@ -23,10 +23,12 @@ from headrace.stores.keys import catalog_key
 from headrace.stores.models import Champions
 from headrace.telemetry import get_logger
 from serving.metrics import Metrics
+from serving.topic_heads import TopicHeads
 
 __all__ = ["ServerState", "open_state", "state_of"]
 
 CATALOG_POLL_S = 1.0
+CONFIRM_S = 300.0
 MOST_PLANS = 1_000
 
 log = get_logger()
@@ -42,7 +44,9 @@ class ServerState:
         self.problem: str | None = None
         self.metrics = Metrics()
         self.champions = Champions(settings.data_dir)
+        self.topic_heads = TopicHeads(settings)
         self._plans: dict[tuple[Any, ...], LookupPlan] = {}
+        self._confirmed_s = time.monotonic()
         self._stopping = asyncio.Event()
 
     def plan(self, service: str | None, features: list[str], full_names: bool) -> LookupPlan:
@@ -68,15 +72,35 @@ class ServerState:
         """Take every catalog that apply writes, until `stop_following`."""
         key, seen = catalog_key(self.catalog.project), b""
         while not self._stopping.is_set():
+            asked_s = time.monotonic()
             try:
                 raw = await self.store.get(key)
                 if raw is not None and raw != seen:
-                    seen = raw
                     self._take(catalog_from_json(raw))
+                    seen = raw
+                if raw is not None:
+                    self._confirmed_s = asked_s
             except (redis.RedisError, HeadraceError, ValueError) as error:
                 log.warning("the catalog could not be read", error=str(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), CATALOG_POLL_S)
+
+    def unconfirmed(self) -> str | None:
+        """Why this server must not answer by its catalog any more, None while it may: what a later catalog no longer
+        names is swept some time after."""
+        ago_s = time.monotonic() - self._confirmed_s
+        if ago_s <= CONFIRM_S:
+            return None
+        return (
+            f"A server answers by a catalog that it has confirmed within {CONFIRM_S:g} s, and it last could "
+            f"{ago_s:.0f} s ago; see that the online store answers and holds the catalog (headrace doctor)."
+        )
+
+    def refuse_unconfirmed(self) -> None:
+        """Raises UnavailableError if `unconfirmed`. To be called after a lookup, which may have slept."""
+        problem = self.unconfirmed()
+        if problem is not None:
+            raise UnavailableError(problem)
 
     async def stop_following(self, following: asyncio.Task[None]) -> None:
         """End the task that follows the catalog. Cancelling alone may not: the Redis client can take a cancellation
@@ -122,6 +146,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await state.stop_following(following)
+        state.topic_heads.close()
         await state.store.aclose()
 
 

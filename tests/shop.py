@@ -29,7 +29,7 @@ from headrace.stores.catalogs import save_catalog
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
 from materialize.archiver import run_archiver
-from materialize.worker import run_worker
+from materialize.run_worker import run_worker
 from serving.run import Server, bind, make_config, url_of
 
 HOUR_US = 3_600_000_000

@@ -14,7 +14,6 @@ from feast import (
     FileSource,
     OnDemandFeatureView,
     Project,
-    PushSource,
     RequestSource,
     StreamFeatureView,
 )
@@ -26,8 +25,9 @@ from headrace.catalog.compile_sources import compile_source, file_path
 from headrace.catalog.compile_views import Compiler, fingerprint
 from headrace.catalog.definitions import Catalog, Column, Entity, OnDemandView, Service, Source, ViewReference
 from headrace.catalog.definitions import FeatureView as View
-from headrace.catalog.feast_types import dtype_of_feast
+from headrace.catalog.feast_types import StreamSource, dtype_of_feast
 from headrace.catalog.functions import carry
+from headrace.catalog.layouts import continued
 from headrace.catalog.load import Repo
 from headrace.catalog.refuse import (
     refuse_name,
@@ -37,6 +37,7 @@ from headrace.catalog.refuse import (
     refuse_service,
     refuse_view,
 )
+from headrace.catalog.retention import refuse_short_retention
 from headrace.catalog.schema import refuse_twice
 from headrace.errors import DefinitionError
 
@@ -55,11 +56,12 @@ def compile_repo(
     """
     _check_objects(repo)
     views = views_of(repo)
-    pushed = [source for source in sources_of(repo) if isinstance(source, PushSource)]
+    pushed = [source for source in sources_of(repo) if isinstance(source, StreamSource)]
     sources = {source.name: compile_source(source, repo.root) for source in pushed}
     compiler = Compiler(repo.root, {entity.name: entity for entity in repo.of(FeastEntity)}, sources, repo.modules)
     entities = compiler.entities_of(views)
     compiled = [compiler.view(view, entities) for view in views]
+    refuse_short_retention(list(sources.values()), compiled)
     known: dict[str, View | OnDemandView] = {view.name: view for view in compiled}
     feast_views = {view.name: view for view in views}
     on_demand = [_on_demand(repo, view, known, feast_views, entities) for view in repo.of(OnDemandFeatureView)]
@@ -80,20 +82,10 @@ def compile_repo(
 
 
 def _continue(catalog: Catalog, previous: Catalog | None) -> Catalog:
-    """`catalog` with the generations and, if it is the same, the version of `previous`.
-
-    A new layout takes the catalog's version as its generation, so that no layout ever returns to old rows.
-    """
-    old = {view.name: view for view in previous.views} if previous else {}
-    views = tuple(
-        replace(view, generation=old[view.name].generation)
-        if view.name in old and old[view.name].fingerprint == view.fingerprint
-        else replace(view, generation=max(catalog.version, old[view.name].generation + 1 if view.name in old else 1))
-        for view in catalog.views
-    )
+    """`catalog` with the layouts and, if it is the same, the version of `previous`."""
     known = {source.name: source for source in previous.sources} if previous else {}
     sources = tuple(_with_added(source, known.get(source.name), catalog.version) for source in catalog.sources)
-    catalog = replace(catalog, views=views, sources=sources)
+    catalog = continued(replace(catalog, sources=sources), previous)
     same = previous is not None and replace(catalog, version=previous.version) == previous
     return previous if same and previous is not None else catalog
 
@@ -141,7 +133,7 @@ def sources_of(repo: Repo) -> list[DataSource]:
         sources += [source for source in (view.stream_source, view.batch_source) if source is not None]
     for on_demand in repo.of(OnDemandFeatureView):
         sources += [source for source in on_demand.sources if isinstance(source, RequestSource)]
-    sources += [source.batch_source for source in sources if isinstance(source, PushSource) and source.batch_source]
+    sources += [source.batch_source for source in sources if isinstance(source, StreamSource) and source.batch_source]
     unique: list[DataSource] = []
     for source in sources:
         if not any(source is known for known in unique):

@@ -1,4 +1,4 @@
-"""Push sources to streams of events, file sources to batch sources."""
+"""Push and Kafka sources to streams of events, file sources to batch sources."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from feast import FileSource, PushSource
+from feast import FileSource, KafkaSource
 
-from headrace.catalog.definitions import BatchSource, Column, DType, Source
+from headrace.catalog.definitions import BatchSource, Column, DType, KafkaTopic, Source
 from headrace.catalog.expectations import expectations_of_tag
-from headrace.catalog.refuse import refuse_file_source, refuse_push_source
+from headrace.catalog.feast_types import StreamSource
+from headrace.catalog.refuse import refuse_file_source, refuse_kafka_source, refuse_push_source
 from headrace.catalog.schema import dtype_of_arrow, parse_ddl, refuse_reserved, refuse_same_but_case
 from headrace.errors import DataError, DefinitionError
 from headrace.windows.window import parse_duration_us
 
-__all__ = ["compile_batch_source", "compile_source", "file_path", "file_types", "timestamp_of"]
+__all__ = ["compile_batch_source", "compile_source", "file_path", "file_types", "schema_text", "timestamp_of"]
 
 MOST_PARTITIONS = 256
 
 
-def compile_source(source: PushSource, root: Path) -> Source:
-    """The stream of a PushSource; its schema is its tag `schema`, else what its batch file holds.
+def compile_source(source: StreamSource, root: Path) -> Source:
+    """The stream of a PushSource (its schema is its tag `schema`, else what its batch file holds) or of a KafkaSource
+    (its schema is its message_format's; the tag `payload` says how messages hold it).
 
-    Raises DefinitionError for what refuse_push_source refuses, an unknown schema and tags that do not fit it.
+    Raises DefinitionError for what refuse.py refuses of it, an unknown schema and tags that do not fit it.
     """
-    refuse_push_source(source)
     who = f"source {source.name!r}"
+    if isinstance(source, KafkaSource):
+        refuse_kafka_source(source)
+    else:
+        refuse_push_source(source)
     batch = source.batch_source
     assert isinstance(batch, FileSource)
     refuse_file_source(batch)
@@ -47,7 +52,24 @@ def compile_source(source: PushSource, root: Path) -> Source:
         max_future_us=_duration(source.tags, "max_future_skew", who),
         expectations=expectations_of_tag(source.tags, columns, timestamp, who),
         description=source.description,
+        retention_us=_duration(source.tags, "retention", who) if "retention" in source.tags else 0,
+        kafka=_topic(source, who) if isinstance(source, KafkaSource) else None,
     )
+
+
+def schema_text(source: StreamSource) -> str | None:
+    """The DDL of a stream's columns, None where its definition has none."""
+    text = source.kafka_options.message_format.schema_json if isinstance(source, KafkaSource) else None
+    ddl: str | None = source.tags.get("schema") if text is None else text
+    return ddl
+
+
+def _topic(source: KafkaSource, who: str) -> KafkaTopic:
+    payload = source.tags.get("payload", "json")
+    if payload not in ("json", "arrow"):
+        raise DefinitionError(f"The tag payload of {who} is json or arrow, got {payload!r}; write one of them.")
+    options = source.kafka_options
+    return KafkaTopic(options.kafka_bootstrap_servers, options.topic, "arrow" if payload == "arrow" else "json")
 
 
 def timestamp_of(source: FileSource) -> str:
@@ -56,8 +78,8 @@ def timestamp_of(source: FileSource) -> str:
     return name
 
 
-def _columns(source: PushSource, batch: FileSource, root: Path, who: str) -> tuple[Column, ...]:
-    ddl = source.tags.get("schema")
+def _columns(source: StreamSource, batch: FileSource, root: Path, who: str) -> tuple[Column, ...]:
+    ddl = schema_text(source)
     if ddl is not None:
         return parse_ddl(ddl, who)
     types = file_types(batch, root)

@@ -1,6 +1,6 @@
 """Feature views and stream feature views to the catalog's views.
 
-A view is `windowed` if it has aggregations, `plain` if it has a PushSource and none, `batch` over a FileSource.
+A view is `windowed` if it has aggregations, `plain` if it has a stream source and none, `batch` over a FileSource.
 A plain view's batch file is part of it only if the file exists when it is compiled.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 import orjson
 from feast import Entity as FeastEntity
 from feast import FeatureView as FeastView
-from feast import FileSource, PushSource
+from feast import FileSource
 from feast.aggregation import Aggregation as FeastAggregation
 
 from headrace.catalog.compile_sources import compile_batch_source, file_types, timestamp_of
 from headrace.catalog.compile_transforms import compile_transform, transformed_columns
 from headrace.catalog.definitions import Aggregation, BatchSource, Column, DType, Entity, FeatureView, Source
 from headrace.catalog.expectations import expectations_of_tag
-from headrace.catalog.feast_types import dtype_of_entity, dtype_of_feast, duration_us
+from headrace.catalog.feast_types import StreamSource, dtype_of_entity, dtype_of_feast, duration_us
 from headrace.catalog.schema import RESERVED_COLUMNS, can_cast, refuse_same_but_case, refuse_twice
 from headrace.errors import DefinitionError
 from headrace.windows.functions import output_dtype
@@ -81,7 +81,7 @@ class Compiler:
 
     def columns_of(self, view: FeastView) -> tuple[Column, ...]:
         """The columns that the view sees of its source; none for a batch view whose file does not exist."""
-        if isinstance(view.stream_source, PushSource):
+        if isinstance(view.stream_source, StreamSource):
             return transformed_columns(view, self.sources[view.stream_source.name])
         assert isinstance(view.batch_source, FileSource)
         types = file_types(view.batch_source, self.root) or {}
@@ -132,7 +132,7 @@ class Compiler:
         """What every kind of view has."""
         common: dict[str, Any] = {"transform": None, "expectations": ()}
         who = f"view {view.name!r}"
-        if isinstance(view.stream_source, PushSource):
+        if isinstance(view.stream_source, StreamSource):
             source = self.sources[view.stream_source.name]
             common["transform"] = compile_transform(view, source, self.root, self.modules)
             common["expectations"] = expectations_of_tag(view.tags, source.columns, source.timestamp, who)

@@ -28,6 +28,8 @@ __all__ = [
     "Entity",
     "Expectation",
     "FeatureView",
+    "KafkaTopic",
+    "Layout",
     "OnDemandView",
     "Service",
     "Source",
@@ -89,11 +91,23 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True)
+class KafkaTopic:
+    """A topic whose messages are a source's events. `servers` is host:port, comma-separated; a message holds one JSON
+    object (or several, a line each) or one Arrow IPC stream. Credentials are settings, never part of the catalog."""
+
+    servers: str
+    topic: str
+    payload: Literal["json", "arrow"] = "json"
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A stream of events. `columns` holds every column, the timestamp among them, under its own name.
+    """A stream of events: pushed ones, or a topic's if it has `kafka`, whose partitions are then the topic's.
+    `columns` holds every column, the timestamp among them, under its own name.
 
     `added` holds (column, catalog version) of columns that the source did not begin with: an event whose producer
-    knew an older catalog has none, whatever it brought.
+    knew an older catalog has none, whatever it brought. Archived events older than `retention_us` are deleted by whole
+    event dates; 0 keeps them for ever.
     """
 
     name: str
@@ -106,6 +120,8 @@ class Source:
     added: tuple[tuple[str, int], ...] = ()
     expectations: tuple[Expectation, ...] = ()
     description: str = ""
+    retention_us: int = 0
+    kafka: KafkaTopic | None = None
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -155,6 +171,19 @@ class FeatureView:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """A view's layout beside the one that serves, with the entities that it was compiled with.
+
+    `until_us` is 0 for one that is being built. One that served before is kept up to date until then, by the store's
+    clock, for readers that hold an earlier catalog, and swept after.
+    """
+
+    view: FeatureView
+    entities: tuple[Entity, ...]
+    until_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ViewReference:
     """Features of one view as a service (or an on-demand view) uses them.
 
@@ -199,7 +228,10 @@ class Service:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All definitions of one project. `version` rises by one with every apply that changes anything."""
+    """All definitions of one project. `version` rises with every apply or rebuild that changes anything.
+
+    `arriving` are layouts under construction, `retiring` those that served until lately: readers use neither.
+    """
 
     project: str
     version: int
@@ -209,6 +241,8 @@ class Catalog:
     views: tuple[FeatureView, ...] = ()
     on_demand_views: tuple[OnDemandView, ...] = ()
     services: tuple[Service, ...] = ()
+    arriving: tuple[Layout, ...] = ()
+    retiring: tuple[Layout, ...] = ()
     format: int = field(default=CATALOG_FORMAT)
 
     @cached_property
@@ -267,6 +301,11 @@ class Catalog:
 
     def views_of(self, source: str) -> tuple[FeatureView, ...]:
         return tuple(view for view in self.views if view.source == source)
+
+    @property
+    def stored_views(self) -> tuple[FeatureView, ...]:
+        """Every layout that the store may hold values of: those that serve, and those beside them."""
+        return (*self.views, *(layout.view for layout in (*self.arriving, *self.retiring)))
 
 
 def write_source(catalog: Catalog, view: FeatureView) -> Source:

@@ -183,8 +183,17 @@ def _check_source(old: Source, new: Source) -> None:
             f"A source keeps its event time, source {new.name!r} had {old.timestamp!r} and would have "
             f"{new.timestamp!r}; {remedy}."
         )
+    if _log(old) != _log(new):
+        raise DefinitionError(
+            f"A source keeps its log, source {new.name!r} was {_log(old)} and would be {_log(new)}; {remedy}."
+        )
     if new.partitions < old.partitions:
         raise DefinitionError(
             f"A source only gains partitions, source {new.name!r} had {old.partitions} and would have "
             f"{new.partitions}; keep {old.partitions}."
         )
+
+
+def _log(source: Source) -> str:
+    """Where positions of the source's events point into; a cluster may answer at other servers."""
+    return "pushed" if source.kafka is None else f"the topic {source.kafka.topic!r} of {source.kafka.payload} messages"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from feast import ValueType
+from feast import KafkaSource, PushSource, ValueType
 from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 from headrace.catalog.definitions import DType
 from headrace.errors import DefinitionError
 
-__all__ = ["dtype_of_entity", "dtype_of_feast", "duration_us", "feast_type", "value_type"]
+__all__ = ["StreamSource", "dtype_of_entity", "dtype_of_feast", "duration_us", "feast_type", "value_type"]
+
+StreamSource = PushSource | KafkaSource
+"""What a view of events reads."""
 
 _FEAST: dict[DType, FeastType] = {
     DType.INT32: Int32,

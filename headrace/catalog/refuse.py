@@ -12,22 +12,25 @@ from feast import (
     FeatureService,
     FeatureView,
     FileSource,
+    KafkaSource,
     OnDemandFeatureView,
     PushSource,
     RequestSource,
     StreamFeatureView,
 )
-from feast.data_format import ParquetFormat
+from feast.data_format import JsonFormat, ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.labeling.label_view import LabelView
 from feast.permissions.permission import Permission
 
-from headrace.catalog.tags import SOURCE_TAGS, VIEW_TAGS, refuse_tags
+from headrace.catalog.feast_types import StreamSource
+from headrace.catalog.tags import KAFKA_TAGS, SOURCE_TAGS, VIEW_TAGS, refuse_tags
 from headrace.errors import DefinitionError
 
 __all__ = [
     "refuse_file_source",
+    "refuse_kafka_source",
     "refuse_name",
     "refuse_object",
     "refuse_on_demand",
@@ -74,7 +77,7 @@ def refuse_same_names(items: Iterable[Any], word: str) -> None:
 def refuse_object(item: Any) -> None:
     """Raises DefinitionError for a kind of definition that we do not have."""
     who = f"{type(item).__name__} {getattr(item, 'name', '')!r}"
-    sources = (PushSource, FileSource, RequestSource)
+    sources = (PushSource, KafkaSource, FileSource, RequestSource)
     _refuse(
         who,
         [
@@ -84,7 +87,7 @@ def refuse_object(item: Any) -> None:
             (
                 isinstance(item, DataSource) and not isinstance(item, sources),
                 type(item).__name__,
-                "use a PushSource for events and a FileSource (Parquet) for rows",
+                "use a PushSource or KafkaSource for events and a FileSource (Parquet) for rows",
             ),
             (isinstance(item, Entity) and not item.name, "an entity without a name", "name it"),
         ],
@@ -94,27 +97,68 @@ def refuse_object(item: Any) -> None:
 def refuse_push_source(source: PushSource) -> None:
     """Raises DefinitionError for a PushSource that cannot be a stream."""
     who = f"PushSource {source.name!r}"
-    refuse_name(source.name, "a source", "/\\%")
-    if source.name in RESERVED_SOURCES:
-        raise DefinitionError(f"{who} has a name that Headrace's own streams begin with; rename it.")
+    _refuse_source_name(source.name, who)
     refuse_tags(source.tags, SOURCE_TAGS, who)
+    _refuse(who, _history(source))
+
+
+def refuse_kafka_source(source: KafkaSource) -> None:
+    """Raises DefinitionError for a KafkaSource that cannot be a stream."""
+    who = f"KafkaSource {source.name!r}"
+    _refuse_source_name(source.name, who)
+    options = source.kafka_options
     batch = source.batch_source
     _refuse(
         who,
         [
+            (not options.topic, "a source without a topic", "name it by topic="),
+            (not options.kafka_bootstrap_servers, "a source without servers", "name them by kafka_bootstrap_servers="),
             (
-                not isinstance(batch, FileSource),
-                f"a batch_source of {type(batch).__name__}",
-                'write batch_source=FileSource(path="data/NAME.parquet", timestamp_field="..."), there or not',
+                not isinstance(options.message_format, JsonFormat),
+                type(options.message_format).__name__,
+                'write message_format=JsonFormat(schema_json="id string, ts timestamp") (for Arrow with the tag '
+                "payload: arrow)",
             ),
+            ("schema" in source.tags, "the tag schema", "its message_format says the schema"),
+            (bool(source.field_mapping), "field_mapping", "name the columns as the messages do"),
+            (bool(source.created_timestamp_column), "created_timestamp_column", "leave it out: the later offset wins"),
             (
-                batch is not None and not batch.timestamp_field,
-                "a batch_source without timestamp_field",
-                "name the event time column there",
+                options.watermark_delay_threshold is not None,
+                "watermark_delay_threshold",
+                """write the tag expect: '{"ts": ["max_lateness(\\"1h\\"): drop"]}'""",
             ),
-            (not source.name, "a source without a name", "name it"),
+            *_history(source),
+            (
+                batch is not None and batch.timestamp_field != source.timestamp_field,
+                f"the timestamp_field {source.timestamp_field!r} over a batch_source with another",
+                "make them equal",
+            ),
         ],
     )
+    refuse_tags(source.tags, KAFKA_TAGS, who)
+
+
+def _refuse_source_name(name: str, who: str) -> None:
+    refuse_name(name, "a source", "/\\%")
+    if name in RESERVED_SOURCES:
+        raise DefinitionError(f"{who} has a name that Headrace's own streams begin with; rename it.")
+
+
+def _history(source: StreamSource) -> Rules:
+    """What the file of older rows beside a stream must be."""
+    batch = source.batch_source
+    return [
+        (
+            not isinstance(batch, FileSource),
+            f"a batch_source of {type(batch).__name__}",
+            'write batch_source=FileSource(path="data/NAME.parquet", timestamp_field="..."), there or not',
+        ),
+        (
+            batch is not None and not batch.timestamp_field,
+            "a batch_source without timestamp_field",
+            "name the event time column there",
+        ),
+    ]
 
 
 def refuse_file_source(source: FileSource) -> None:
@@ -151,15 +195,15 @@ def refuse_view(view: FeatureView) -> None:
         f"{type(view).__name__} {view.name!r}",
         [
             (view.entities == [DUMMY_ENTITY_NAME], "a view without entities", "give it entities=[...]"),
-            (bool(view.source_views), "a view of other views", "give it a PushSource or FileSource"),
-            (source is None, "a view without a source", "give it a PushSource or FileSource"),
+            (bool(view.source_views), "a view of other views", "give it a PushSource, KafkaSource or FileSource"),
+            (source is None, "a view without a source", "give it a PushSource, KafkaSource or FileSource"),
             (
-                source is not None and not isinstance(source, PushSource | FileSource),
+                source is not None and not isinstance(source, StreamSource | FileSource),
                 f"a source of {type(source).__name__}",
-                "use a PushSource for events and a FileSource (Parquet) for rows",
+                "use a PushSource or KafkaSource for events and a FileSource (Parquet) for rows",
             ),
             (
-                udf is not None and not isinstance(view.stream_source, PushSource),
+                udf is not None and not isinstance(view.stream_source, StreamSource),
                 "a udf over a file",
                 "transform the file's rows before, or compute in an on-demand feature view",
             ),

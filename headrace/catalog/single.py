@@ -10,12 +10,11 @@ from types import ModuleType
 
 from feast import Entity as FeastEntity
 from feast import FeatureView as FeastView
-from feast import PushSource
 
 from headrace.catalog.compile_sources import compile_source
 from headrace.catalog.compile_views import Compiler
 from headrace.catalog.definitions import Catalog
-from headrace.catalog.feast_types import dtype_of_feast, value_type
+from headrace.catalog.feast_types import StreamSource, dtype_of_feast, value_type
 from headrace.catalog.refuse import refuse_view
 from headrace.errors import DefinitionError
 
@@ -29,9 +28,9 @@ def compile_single(view: FeastView, entities: Sequence[FeastEntity] | None = Non
     DefinitionError for what apply would refuse of the definition, and for a view of a file.
     """
     refuse_view(view)
-    if not isinstance(view.stream_source, PushSource):
+    if not isinstance(view.stream_source, StreamSource):
         raise DefinitionError(
-            f"A preview runs on events, view {view.name!r} reads a file; give a view of a PushSource."
+            f"A preview runs on events, view {view.name!r} reads a file; give a view of a PushSource or KafkaSource."
         )
     function = getattr(view, "udf", None)
     root = Path(inspect.getfile(function)).resolve().parent if function is not None else Path.cwd()

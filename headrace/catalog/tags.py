@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from headrace.errors import DefinitionError
 
-__all__ = ["SOURCE_TAGS", "VIEW_TAGS", "refuse_tags"]
+__all__ = ["KAFKA_TAGS", "SOURCE_TAGS", "VIEW_TAGS", "refuse_tags"]
 
-SOURCE_TAGS = ("event_id", "partitions", "dedup_horizon", "max_future_skew", "schema", "expect")
+SOURCE_TAGS = ("event_id", "partitions", "dedup_horizon", "max_future_skew", "schema", "expect", "retention")
+KAFKA_TAGS = (*(tag for tag in SOURCE_TAGS if tag != "schema"), "payload")
 VIEW_TAGS = ("expect", "transformed", "engine")
 NEAR = 0.8
 """How alike, from 0 to 1, a tag must be to one of ours to be taken for a slip."""

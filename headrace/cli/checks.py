@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,9 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     import redis
 
-    from headrace.catalog.definitions import Catalog
+    from headrace.catalog.definitions import Catalog, Source
+    from headrace.stores.logs import Logs
+    from headrace.stores.markers import Markers
 
 __all__ = ["Finding", "run_checks"]
 
@@ -64,7 +67,8 @@ def run_checks(settings: Settings, url: str | None = None) -> list[Finding]:
         return [*found, Finding("fail", "catalog", str(error))]
     found += _guard("catalog", lambda: _catalog(catalog, settings))
     found += _guard("views", lambda: _views(store, catalog))
-    found += _guard("streams", lambda: _streams(store, catalog))
+    found += _guard("worker", lambda: _worker(store, catalog))
+    found += _guard("streams", lambda: _streams(store, catalog, settings))
     found += _guard("dead letters", lambda: _dead_letters(settings, catalog))
     found += _guard("models", lambda: _models(settings, catalog))
     return [*found, *_guard("server", lambda: _server(settings, url))]
@@ -142,15 +146,29 @@ def _views(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
         yield Finding("ok", "views", f"all {len(catalog.views)} ready")
 
 
-def _streams(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
-    from headrace.stores.markers import Markers, places
+def _streams(store: redis.Redis, catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    from headrace.stores.logs import Logs
+    from headrace.stores.markers import Markers, import_places, places
     from headrace.stores.stream import EventStream
 
     names = [(source.name, partition) for source, partition in places(catalog)]
     stream, markers = EventStream(store, catalog.project), Markers(store, catalog.project)
     applied, archived = markers.applied("source", names), markers.applied("archived", names)
+    with closing(Logs(stream, catalog, settings)) as logs:
+        heads = logs.heads(names)
+        for source in catalog.sources:
+            yield from _topic(logs, source, (source.name, 0) in heads)
+    yield from _imports(markers, [(source.name, partition) for source, partition in import_places(catalog)])
     for place in names:
-        head = stream.head(*place)
+        yield from _stopped(store, catalog, place)
+        if place not in heads:
+            continue
+        head = heads[place]
+        oldest = stream.oldest(*place) if head and head.arrived_us is None else None
+        if head and oldest and head.bytes - oldest.bytes > 0.8 * settings.stream_budget:
+            used = f"{head.bytes - oldest.bytes:,} of {settings.stream_budget:,} bytes of its budget are used"
+            text = f"{used}; past it pushes are refused: see that worker and archiver keep up"
+            yield Finding("warn", f"stream {place[0]}", f"{text}, or raise HEADRACE_STREAM_BUDGET.")
         total = head.total if head else 0
         behind = {
             who: total - (mark.total if mark else 0)
@@ -162,6 +180,53 @@ def _streams(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
             yield Finding("warn", f"stream {place[0]}", f"{text}; see that both run.")
         elif head:
             yield Finding("ok", f"stream {place[0]}", f"{counted(total, 'event')}, all applied and archived")
+
+
+def _topic(logs: Logs, source: Source, answers: bool) -> Iterator[Finding]:
+    """What is wrong with the topic of a source, if it has one."""
+    if source.kafka is None:
+        return
+    if not answers:
+        what = f"the topic {source.kafka.topic!r} at {source.kafka.servers} does not answer"
+        yield Finding("warn", f"stream {source.name}", f"{what}; start its broker or correct HEADRACE_KAFKA_*.")
+        return
+    unread = logs.topics.unread(source.name)
+    if unread:
+        yield Finding("fail", f"stream {source.name}", unread)
+
+
+def _imports(markers: Markers, places: list[tuple[str, int]]) -> Iterator[Finding]:
+    """Imports that the views do not hold yet."""
+    applied, archived = markers.applied("source", places), markers.applied("archived", places)
+    for place, mark in archived.items():
+        done = applied[place]
+        if mark is not None and (done is None or done.offset < mark.offset):
+            lag = max(mark.total - (done.total if done else 0), 0)
+            text = f"worker {counted(lag, 'imported event')} behind; see that it runs."
+            yield Finding("warn", f"stream {place[0]}", text)
+
+
+def _stopped(store: redis.Redis, catalog: Catalog, place: tuple[str, int]) -> Iterator[Finding]:
+    """What worker and archiver say that they stopped at."""
+    from headrace.stores.gaps import ROLES, gap_field
+    from headrace.stores.keys import markers_key
+
+    texts: list[bytes | None] = store.hmget(  # type: ignore[assignment]
+        markers_key(catalog.project), [gap_field(role, *place) for role in ROLES]
+    )
+    for role, text in zip(ROLES, texts, strict=True):
+        if text is not None:
+            yield Finding("fail", f"stream {place[0]}", f"the {role} has stopped: {text.decode()}")
+
+
+def _worker(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
+    from materialize.lease import holder
+
+    found = holder(store, catalog.project, "worker")
+    if found is None:
+        yield Finding("warn", "worker", "none is at work; start one (headrace up, headrace worker).")
+    else:
+        yield Finding("ok", "worker", f"{found} is at work")
 
 
 def _dead_letters(settings: Settings, catalog: Catalog) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ def dead_letters_command(
     """List dead letters, oldest first.
 
     Those of a source are in no view: mend what they break, then replay them. Those of a view are archived and in the
-    other views: mend the view's definition and apply it, which builds the view anew.
+    other views: mend the view's definition, then headrace apply --rebuild.
     """
     if context.invoked_subcommand is not None:
         return

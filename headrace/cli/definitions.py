@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,14 +12,18 @@ import orjson
 
 from headrace.catalog.definitions import Catalog
 from headrace.catalog.evolve import Change, changes, refuse_unsafe, shown_item
+from headrace.catalog.layouts import new_views, settled
 from headrace.catalog.project import project_of
 from headrace.cli.common import counted, with_settings
-from headrace.errors import DataError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
+from headrace.errors import DataError, DefinitionError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
 from headrace.settings import Settings
-from headrace.stores.catalogs import find_catalog, find_project, read_mirror, save_catalog
+from headrace.stores.catalogs import find_catalog, find_project, read_mirror, replace_catalog
+from headrace.stores.keys import layout_field
 from headrace.windows.window import format_duration
 
 if TYPE_CHECKING:
+    import redis
+
     from headrace.catalog.load import Repo
 
 __all__ = ["apply_command", "describe_command", "list_command", "plan_command"]
@@ -48,31 +53,87 @@ def plan_command(settings: Settings, as_json: bool) -> None:
         repo, catalog, notes = _compile(settings, previous)
         try_to_register(repo, catalog)
         found = changes(previous, catalog)
+        notes += _rebuild_notes(previous, catalog)
         _report(previous, catalog, found, notes + _model_notes(settings, previous, catalog), as_json, "would be")
     sys.exit(CHANGED if found else 0)
 
 
 @click.command("apply")
 @json_option
+@click.option("--rebuild", is_flag=True, help="Build new and changed views first, while the present ones serve.")
 @with_settings
-def apply_command(settings: Settings, as_json: bool) -> None:
-    """Compile the definitions, register them with Feast and make them the catalog of every process."""
-    from headrace.catalog.feast_registry import register
+def apply_command(settings: Settings, as_json: bool, rebuild: bool) -> None:
+    """Compile the definitions, register them with Feast and make them the catalog of every process.
+
+    A change of what a view's values mean is refused where the view already serves: with --rebuild the new values are
+    built beside the present ones, and readers go from one to the other without a gap (see headrace rebuild --help).
+    """
     from headrace.stores.connection import open_store
+    from materialize.changing import changing_definitions
 
     with _refusals(as_json):
         project = project_of(settings.repo)
-        store = open_store(settings)
-        try:
+        with open_store(settings) as store, changing_definitions(store, project, settings.lease):
             previous = _newest(find_catalog(store, project), read_mirror(settings))
-            repo, catalog, notes = _compile(settings, previous)
-            registry = register(repo, catalog)
-            save_catalog(store, settings, catalog)
-        finally:
-            store.close()
+            repo, target, notes = _compile(settings, previous)
+            catalog, registry = _make_current(settings, store, previous, repo, target, rebuild, notes)
         found = changes(previous, catalog)
         notes += _model_notes(settings, previous, catalog)
         _report(previous, catalog, found, notes, as_json, "is", registry)
+
+
+def _make_current(
+    settings: Settings,
+    store: redis.Redis,
+    previous: Catalog | None,
+    repo: Repo,
+    target: Catalog,
+    rebuild: bool,
+    notes: list[str],
+) -> tuple[Catalog, str]:
+    """Register `target` and make it the catalog, its new layouts built before if `rebuild`; what was saved, and where
+    it was registered. Adds to the notes what a rebuild did."""
+    from headrace.catalog.feast_registry import register, try_to_register
+    from headrace.stores.layout_markers import LayoutMarkers, store_time_us
+
+    if rebuild and previous is not None and new_views(previous, target):
+        from headrace.cli.rebuild import replay_bar, told
+        from headrace.telemetry import configure_logging
+        from materialize.rebuild import rebuild_to
+
+        configure_logging("apply")
+        try_to_register(repo, target)
+        places: list[str] = []
+        with replay_bar(", ".join(view.name for view in new_views(previous, target))) as report:
+            done = rebuild_to(
+                settings, store, previous, target, report, lambda last: places.append(register(repo, last))
+            )
+        notes.append(told(done))
+        return done.catalog, places[0]
+    layouts = LayoutMarkers(store, target.project)
+    _refuse_gap(previous, target, layouts.held().ready)
+    catalog = target if target == previous else settled(previous, target, store_time_us(store), layouts.is_swept)
+    registry = register(repo, catalog)
+    replace_catalog(store, settings, catalog, previous)
+    return catalog, registry
+
+
+def _refuse_gap(previous: Catalog | None, target: Catalog, ready: Collection[str]) -> None:
+    """Raises DefinitionError for views that serve and would not until a worker has built them anew."""
+    serving = {view.name for view in previous.views if layout_field(view) in ready} if previous else set()
+    new = [view for view in new_views(previous, target) if layout_field(view) not in ready]
+    changed = [view.name for view in new if view.name in serving]
+    if changed:
+        raise DefinitionError(
+            f"A view that serves is not taken away to be built anew, and the values of {', '.join(changed)} would "
+            "mean something else; run headrace apply --rebuild, which builds the new ones while the present ones serve."
+        )
+
+
+def _rebuild_notes(previous: Catalog | None, target: Catalog) -> list[str]:
+    old = {view.name for view in previous.views} if previous else set()
+    changed = [view.name for view in new_views(previous, target) if view.name in old]
+    return [f"Values to be built anew: {', '.join(changed)}; headrace apply --rebuild."] if changed else []
 
 
 @click.command("list")

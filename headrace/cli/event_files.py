@@ -6,24 +6,20 @@ dead letter with its reason where the stream is read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from headrace.catalog.definitions import Column, Source
-from headrace.dtypes import DType, arrow_type
+from headrace.catalog.definitions import Source
 from headrace.errors import DataError, RequestError
+from headrace.stores.import_rows import csv_cells, plain_values
 from headrace.stores.payloads import ENTRY_EVENTS, Batch, column_batches, ndjson_batches
 
 __all__ = ["read_batches"]
-
-TRUE_WORDS, FALSE_WORDS = ("true", "True", "TRUE", "1", "t"), ("false", "False", "FALSE", "0", "f")
 
 
 def read_batches(source: Source, file: Path, kind: str) -> Iterator[tuple[float, list[Batch]]]:
@@ -55,30 +51,8 @@ def _read_parquet(source: Source, file: Path) -> Iterator[tuple[float, list[Batc
         total, done = max(1, table.metadata.num_rows), 0
         for rows in table.iter_batches(ENTRY_EVENTS, columns=names):
             done += rows.num_rows
-            columns = {name: _json_values(rows.column(name)) for name in names}
+            columns = {name: plain_values(rows.column(name)) for name in names}
             yield done / total, column_batches(source, columns)
-
-
-def _json_values(column: pa.Array) -> list[Any]:
-    """Values as JSON holds them: timestamps and dates as text, decimals as floats."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _json_values(column.dictionary_decode())
-    if pa.types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us", "UTC")).cast(pa.string())
-    elif pa.types.is_date(kind) or pa.types.is_time(kind):
-        column = column.cast(pa.string())
-    elif pa.types.is_decimal(kind):
-        column = column.cast(pa.float64())
-    return _without_infinities(column)
-
-
-def _without_infinities(column: pa.Array) -> list[Any]:
-    """Values of a column; an infinity, for which JSON has no number, becomes text."""
-    values: list[Any] = column.to_pylist()
-    if pa.types.is_floating(column.type) and pa.compute.any(pa.compute.is_inf(column)).as_py():
-        return [str(value) if value is not None and math.isinf(value) else value for value in values]
-    return values
 
 
 def _read_csv(source: Source, file: Path) -> Iterator[tuple[float, list[Batch]]]:
@@ -100,30 +74,7 @@ def _read_csv(source: Source, file: Path) -> Iterator[tuple[float, list[Batch]]]
 
 def _typed_cells(source: Source, rows: pa.RecordBatch) -> dict[str, list[Any]]:
     return {
-        column.name: _cells(column, rows.column(column.name))
+        column.name: csv_cells(column, rows.column(column.name))
         for column in source.columns
         if column.name in rows.schema.names
     }
-
-
-def _cells(column: Column, text: pa.Array) -> list[Any]:
-    """The cells of one column in its type; a whole column at once where every cell fits."""
-    if column.dtype in (DType.STRING, DType.TIMESTAMP):
-        values: list[Any] = text.to_pylist()
-        return values
-    try:
-        return _without_infinities(text.cast(arrow_type(column.dtype)))
-    except pa.ArrowInvalid:
-        return [_cell(column.dtype, value) for value in text.to_pylist()]
-
-
-def _cell(dtype: DType, value: str | None) -> Any:
-    if value is None:
-        return None
-    if dtype is DType.BOOL:
-        return True if value in TRUE_WORDS else False if value in FALSE_WORDS else value
-    try:
-        number = int(value) if dtype.is_integer else float(value)
-    except ValueError:
-        return value
-    return number if math.isfinite(number) else value

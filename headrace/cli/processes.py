@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,9 @@ from headrace.cli.common import with_settings
 from headrace.settings import Settings
 
 __all__ = ["archive_command", "schedule_command", "serve_command", "up_command", "worker_command"]
+
+NICENESS = 5
+"""Of the archiver: somebody waits for worker and server."""
 
 supervised_option = click.option(
     "--supervised", is_flag=True, hidden=True, help="Stop when standard input ends: the parent is gone."
@@ -29,7 +33,7 @@ port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port, 
 @with_settings
 def worker_command(settings: Settings, supervised: bool) -> None:
     """Compute features from the stream into the online store, until stopped."""
-    from materialize.worker import run_worker
+    from materialize.run_worker import run_worker
 
     _run("worker", run_worker, settings, supervised)
 
@@ -41,7 +45,7 @@ def archive_command(settings: Settings, supervised: bool) -> None:
     """Append the stream's events to the offline store, until stopped."""
     from materialize.archiver import run_archiver
 
-    _run("archiver", run_archiver, settings, supervised)
+    _run("archiver", partial(run_archiver, niceness=NICENESS), settings, supervised)
 
 
 @click.command("schedule")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["push_command", "streams_command"]
 
+FULL_PAUSE_S = 0.5
 FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -29,12 +31,14 @@ FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson", ".csv": "
 def push_command(settings: Settings, source: str, file: Path, kind: str | None) -> None:
     """Push the events of FILE (NDJSON, CSV or Parquet) to SOURCE, straight into its stream.
 
+    When the stream's budget is used up it says so, waits until worker and archiver have caught up, and goes on.
     Events that cannot be typed become dead letters with a reason; the others go on. Without an event id in the
     source's definition, pushing a file twice counts its events twice.
     """
     from headrace.errors import DataError
     from headrace.stores.catalogs import find_project, load_catalog
     from headrace.stores.connection import open_store
+    from headrace.stores.payloads import refuse_topic
     from headrace.stores.stream import EventStream
 
     kind = kind or FORMATS.get(file.suffix.lower())
@@ -43,7 +47,8 @@ def push_command(settings: Settings, source: str, file: Path, kind: str | None) 
     project = find_project(settings)
     store = open_store(settings)
     catalog = load_catalog(store, project)
-    target, stream = catalog.source(source), EventStream(store, catalog.project)
+    target, stream = catalog.source(source), EventStream(store, catalog.project, settings.stream_budget)
+    refuse_topic(target)
     started = time.monotonic()
     total = _push_file(stream, target, file, kind, catalog.version)
     seconds = max(time.monotonic() - started, 1e-9)
@@ -63,10 +68,27 @@ def _push_file(stream: Any, source: Source, file: Path, kind: str, version: int)
         task = progress.add_task(source.name, total=1.0, events=0)
         for fraction, batches in read_batches(source, file, kind):
             for batch in batches:
-                stream.append(source.name, batch.format, batch.payload, batch.count, batch.partition, version)
+                held = (batch.format, batch.payload, batch.count, batch.partition)
+                _append(partial(stream.append, source.name, *held, version), total)
                 total += batch.count
             progress.update(task, completed=fraction, events=total)
     return total
+
+
+def _append(append: Callable[[], object], before: int) -> None:
+    """Append, waiting as long as the stream is full."""
+    from headrace.errors import StreamFullError
+
+    said = False
+    while True:
+        try:
+            append()
+            return
+        except StreamFullError as error:
+            if not said:
+                click.echo(f"{error} Waiting after {counted(before, 'event')}; Ctrl-C stops.", err=True)
+                said = True
+            time.sleep(FULL_PAUSE_S)
 
 
 @click.command("streams")
@@ -82,9 +104,9 @@ def streams_command(settings: Settings, as_json: bool, over: float) -> None:
     project = find_project(settings)
     store = open_store(settings)
     catalog = load_catalog(store, project)
-    before, started = _report(store, catalog), time.monotonic()
+    before, started = _report(store, catalog, settings), time.monotonic()
     time.sleep(over)
-    report, seconds = _report(store, catalog), time.monotonic() - started
+    report, seconds = _report(store, catalog, settings), time.monotonic() - started
     for name, row in report.items():
         _add_rates(row, before.get(name, row), seconds)
     for source, count in _dead_letters(settings).items():
@@ -112,16 +134,20 @@ def _dead_letters(settings: Settings) -> dict[str, int]:
     return {source: count for (source, layout), count in counts.items() if layout is None}
 
 
-def _report(store: Any, catalog: Any) -> dict[str, Any]:
+def _report(store: Any, catalog: Any, settings: Settings) -> dict[str, Any]:
+    from contextlib import closing
+
     from headrace.stores.counters import read_counts, sources_counts
     from headrace.stores.keys import markers_key
+    from headrace.stores.logs import Logs
     from headrace.stores.stream import EventStream
     from headrace.stores.stream_reports import ReportQuery
 
-    query, stream = ReportQuery(catalog), EventStream(store, catalog.project)
+    query = ReportQuery(catalog)
     markers = store.hmget(markers_key(catalog.project), query.fields) if query.fields else []
     counts = sources_counts(read_counts(store, catalog.project))
-    report = query.report(markers, {place: stream.head(*place) for place in query.places})
+    with closing(Logs(EventStream(store, catalog.project), catalog, settings)) as logs:
+        report = query.report(markers, logs.heads(query.places))
     return {name: row | {"counts": counts.get(name, {})} for name, row in report.items()}
 
 
@@ -134,18 +160,23 @@ def _print_table(report: Mapping[str, Mapping[str, Any]]) -> None:
         column.overflow = "fold"
     for name, row in report.items():
         counts, rates = row["counts"], row["rates"]
-        numbers = (row["events"]["pushed"], row["lag"])
+        lag = "?" if row["lag"] is None else f"{row['lag']:,}"
+        behind = "?" if row["lag_seconds"] is None else f"{row['lag_seconds']:.1f} s"
         outcomes = (counts.get("late", 0), counts.get("repeated", 0), row.get("dead_letters", 0))
         table.add_row(
             name,
-            *(f"{number:,}" for number in numbers),
-            f"{row['lag_seconds']:.1f} s",
+            f"{row['events']['pushed']:,}",
+            lag,
+            behind,
             *(f"{rates[stage]:,.0f}" for stage in ("pushed", "applied")),
             *(f"{number:,}" for number in outcomes),
             row["watermark"] or "-",
             "\n".join(_places(row["applied"])) or "-",
         )
     make_console().print(table, soft_wrap=False)
+    for row in report.values():
+        for role, text in row["stopped"].items():
+            click.echo(f"The {role} has stopped: {text}")
     if any(row.get("dead_letters") for row in report.values()):
         click.echo("Dead letters are events in no view; see why: headrace dead-letters")
 

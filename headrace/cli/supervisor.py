@@ -22,7 +22,7 @@ from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store
 
-__all__ = ["run_all"]
+__all__ = ["command_of", "run_all"]
 
 STOP_ORDER = ("server", "scheduler", "worker", "archiver")
 COMMANDS = {"archiver": "archive", "worker": "worker", "server": "serve", "scheduler": "schedule"}
@@ -41,7 +41,7 @@ class Child:
         self.name = name
         self.url: str | None = None
         self.process = subprocess.Popen(
-            _command(name, settings),
+            command_of(name, settings),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,7 +90,8 @@ class Child:
         return True
 
 
-def _command(name: str, settings: Settings) -> list[str]:
+def command_of(name: str, settings: Settings) -> list[str]:
+    """The command line of one of COMMANDS, as a child that ends with its parent."""
     command = [sys.executable, "-P", "-u", "-m", "headrace", COMMANDS[name], "--supervised"]
     command += ["--repo", str(settings.repo), "--data-dir", str(settings.data_dir)]
     if settings.redis_url is not None:
@@ -161,7 +162,8 @@ def _ready(url: str) -> tuple[bool, list[str]]:
             return reply.status == 200, []
     except urllib.error.HTTPError as error:
         with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError), error:
-            return False, list(orjson.loads(error.read())["missing"])
+            found = orjson.loads(error.read())
+            return False, [*found["missing"], *found["stopped"].values()]
     except OSError:
         pass
     return False, []

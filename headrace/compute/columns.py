@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.catalog.definitions import Column
 from headrace.dtypes import DType, arrow_type
 from headrace.moments import EARLIEST_US, LATEST_US
 
-__all__ = ["typed_column"]
+__all__ = ["typed_array", "typed_column"]
 
 _ALLOWED: dict[DType, frozenset[type]] = {
     DType.INT32: frozenset({int}),
@@ -30,6 +32,8 @@ _BOUNDS = {DType.INT32: 2**31, DType.INT64: 2**63}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
+_FEW = 500
+_ZONED = r"[T ].*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -51,6 +55,32 @@ def typed_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, dict[
     return _one_by_one(values, column)
 
 
+def typed_array(array: pa.Array, column: Column) -> tuple[pa.Array, dict[int, str]]:
+    """`typed_column` of the array's values, which become Python's only where its type or a value asks for it.
+
+    Raises OverflowError or ValueError for values that Python cannot hold.
+    """
+    try:
+        return _of_array(array, column.dtype), {}
+    except (pa.ArrowException, _Refused):
+        if len(array) < _FEW:
+            read = _one_by_one if column.dtype is DType.TIMESTAMP else typed_column
+            return read(array.to_pylist(), column)
+    return _typed_parts(array, column)
+
+
+def _typed_parts(array: pa.Array, column: Column) -> tuple[pa.Array, dict[int, str]]:
+    """`typed_array` by parts, so that a refused value costs its neighbours only."""
+    parts: list[pa.Array] = []
+    refused: dict[int, str] = {}
+    step = -(-len(array) // 16)
+    for start in range(0, len(array), step):
+        part, wrong = typed_array(array.slice(start, step), column)
+        parts.append(part)
+        refused |= {start + row: why for row, why in wrong.items()}
+    return pa.concat_arrays(parts), refused
+
+
 class _Refused(Exception):
     """The fast way does not apply; the reason is found value by value."""
 
@@ -60,7 +90,38 @@ def _fast(values: Sequence[Any], dtype: DType, kinds: set[type]) -> pa.Array:
         return _fast_moments(values, kinds)
     if not dtype.is_float:
         return pa.array(values, arrow_type(dtype))
-    column = pa.array(values, pa.float64(), from_pandas=True)
+    return _reals(pa.array(values, pa.float64(), from_pandas=True), dtype)
+
+
+def _of_array(array: pa.Array, dtype: DType) -> pa.Array:
+    is_integer = pa.types.is_integer(array.type)
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), arrow_type(dtype))
+    if dtype is DType.TIMESTAMP:
+        return _inside(_moments(array))
+    if dtype.is_float and (is_integer or array.type in (pa.float32(), pa.float64())):
+        return _reals(_without_nan(array.cast(pa.float64(), safe=False)), dtype)
+    if any(is_kind(array.type) for is_kind in _CASTABLE[dtype]):
+        return array.cast(arrow_type(dtype))
+    raise _Refused
+
+
+_CASTABLE: dict[DType, tuple[Callable[[pa.DataType], bool], ...]] = {
+    DType.INT32: (pa.types.is_integer,),
+    DType.INT64: (pa.types.is_integer,),
+    DType.FLOAT32: (),
+    DType.FLOAT64: (),
+    DType.BOOL: (pa.types.is_boolean,),
+    DType.STRING: (pa.types.is_string, pa.types.is_large_string),
+}
+
+
+def _without_nan(column: pa.Array) -> pa.Array:
+    is_nan = pc.is_nan(column)
+    return pc.if_else(is_nan, pa.scalar(None, column.type), column) if pc.any(is_nan).as_py() else column
+
+
+def _reals(column: pa.Array, dtype: DType) -> pa.Array:
     numbers = np.asarray(column.fill_null(0.0))
     if not np.isfinite(numbers).all() or (dtype is DType.FLOAT32 and (np.abs(numbers) > _FLOAT32_MAX).any()):
         raise _Refused
@@ -76,6 +137,21 @@ def _fast_moments(values: Sequence[Any], kinds: set[type]) -> pa.Array:
         raise _Refused
     else:
         moments = pa.array(values, arrow_type(DType.TIMESTAMP))
+    return _inside(moments)
+
+
+def _moments(array: pa.Array) -> pa.Array:
+    """Text or timestamps as microseconds UTC; a time without a zone is UTC, digits beyond microseconds are cut."""
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return _timestamps(array.cast(pa.string()))
+    if not pa.types.is_timestamp(array.type) or array.type.tz not in (None, "UTC"):
+        raise _Refused
+    if array.type.unit == "ns":
+        array = _whole_us(array.cast(pa.int64()))
+    return array.cast(pa.timestamp("us", array.type.tz)).cast(arrow_type(DType.TIMESTAMP))
+
+
+def _inside(moments: pa.Array) -> pa.Array:
     times_us = np.asarray(moments.cast(pa.int64()).fill_null(0))
     # Arrow reads year 0, which Python does not: with a zone it reaches a day into year 1.
     if ((times_us < EARLIEST_US + _DAY_US) | (times_us > LATEST_US)).any():
@@ -83,11 +159,30 @@ def _fast_moments(values: Sequence[Any], kinds: set[type]) -> pa.Array:
     return moments
 
 
+def _whole_us(ns: pa.Array) -> pa.Array:
+    times = np.asarray(ns.fill_null(0))
+    if (times == np.iinfo(np.int64).min).any():
+        raise _Refused  # pandas' NaT
+    return pa.array(times // 1_000, mask=np.asarray(ns.is_null())).cast(pa.timestamp("us"))
+
+
 def _timestamps(text: pa.Array) -> pa.Array:
+    """Arrow casts text with a zone to a type with one, text without to a type without, and is slow to fail."""
+    known = text.drop_null() if text.null_count else text
     try:
-        return text.cast(arrow_type(DType.TIMESTAMP))
+        return _cast_moments(text, len(known) == 0 or re.search(_ZONED, known[0].as_py()) is not None)
     except pa.ArrowInvalid:
-        return text.cast(pa.timestamp("us")).cast(arrow_type(DType.TIMESTAMP))
+        zoned = pc.match_substring_regex(text, _ZONED)
+    if pc.all(zoned).as_py() or not pc.any(zoned).as_py():
+        raise _Refused
+    null = pa.scalar(None, pa.string())
+    return pc.coalesce(
+        _cast_moments(pc.if_else(zoned, text, null), True), _cast_moments(pc.if_else(zoned, null, text), False)
+    )
+
+
+def _cast_moments(text: pa.Array, zoned: bool) -> pa.Array:
+    return text.cast(pa.timestamp("us", "UTC" if zoned else None)).cast(arrow_type(DType.TIMESTAMP))
 
 
 def _one_by_one(values: Sequence[Any], column: Column) -> tuple[pa.Array, dict[int, str]]:

@@ -6,28 +6,25 @@ cannot be typed becomes a dead letter with its reason; the events around it go o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
-from headrace.compute.columns import typed_column
-from headrace.compute.expectations import Counts, refuse_late, refuse_unexpected, watermarks_before
-from headrace.errors import DataError
-from headrace.stores.markers import Applied
+from headrace.compute.expectations import NO_WATERMARK, Counts, refuse_late, refuse_unexpected, watermarks_before
+from headrace.compute.fast_parse import typed_rows
+from headrace.moments import EARLIEST_US, LATEST_US
+from headrace.stores.markers import IMPORTS, Applied
 from headrace.stores.stream import Entry, arrival_us
 
-__all__ = ["DeadLetter", "Deduplicator", "EventBatch", "parse_entries"]
+__all__ = ["DeadLetter", "Deduplicator", "EventBatch", "event_times", "parse_entries"]
 
 Ints = NDArray[np.int64]
-
-EARLIEST_US = -62_135_596_800_000_000
-LATEST_US = 253_402_300_799_999_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,8 @@ class EventBatch:
 
     `table` has the source's columns; the arrays are int64 microseconds or positions; `end` is the place of the
     last event of the entries, good or dead. `before_us` is the watermark before the entries, `unexpected` counts the
-    rows that failed the source's expectations.
+    rows that failed the source's expectations. `found_us` is what each event found of the watermark, where events
+    before it were taken out.
     """
 
     source: Source
@@ -63,6 +61,7 @@ class EventBatch:
     is_repeat: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     before_us: int | None = None
     unexpected: Counts = field(default_factory=dict)
+    found_us: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.event_time_us)
@@ -73,52 +72,65 @@ class EventBatch:
 
     @property
     def watermarks_us(self) -> Ints:
-        """The watermark that each event found (see `watermarks_before`)."""
+        """The watermark that each event found (see `watermarks_before`); imported ones are never late."""
+        if self.partition == IMPORTS:
+            return np.full(len(self), NO_WATERMARK)
+        if self.found_us is not None:
+            return self.found_us
         return watermarks_before(self.event_time_us, self.before_us)
 
-
-@dataclass(slots=True)
-class _Rows:
-    """Raw rows of entries: values by column, where each came from, and rows that are no object at all."""
-
-    offset: list[int] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-    raw: list[Any] = field(default_factory=list)
-    bad: dict[int, str] = field(default_factory=dict)
+    def only(self, kept: NDArray[np.bool_]) -> EventBatch:
+        """The batch with these of its events; its place, its dead letters and what each event found stay."""
+        return replace(
+            self,
+            table=self.table.filter(pa.array(kept)),
+            event_time_us=self.event_time_us[kept],
+            arrival_us=self.arrival_us[kept],
+            offset=self.offset[kept],
+            index=self.index[kept],
+            is_repeat=self.is_repeat[kept],
+            found_us=self.watermarks_us[kept],
+        )
 
 
 def parse_entries(
-    source: Source, partition: int, entries: Sequence[Entry], clock: str, watermark_us: int | None
+    source: Source,
+    partition: int,
+    entries: Sequence[Entry],
+    clock: str,
+    watermark_us: int | None,
+    arrived_us: int | None = None,
 ) -> EventBatch:
     """The events of `entries` (at least one, in order), typed by the source's schema.
 
-    `watermark_us` is the partition's before these entries. Under the event clock an event arrives at the running
-    maximum of event time. `is_repeat` is all false until a Deduplicator marks the batch.
+    `watermark_us` is the partition's before these entries, and so is `arrived_us`, the newest arrival, where offsets do
+    not say it: stamps that go back (of Kafka's producers) make no event arrive before the one that it follows. Under
+    the event clock an event arrives at the running maximum of event time. `is_repeat` is all false until a Deduplicator
+    marks the batch.
     """
-    rows = _raw_rows(source, entries)
-    arrays, bad = {}, dict(rows.bad)
-    for column in source.columns:
-        arrays[column.name], wrong = typed_column(rows.columns[column.name], column)
-        bad = wrong | bad
-    times = _event_times(source, arrays, bad)
+    rows = typed_rows(source, entries)
+    arrays, bad, offset, index = rows.columns, dict(rows.refused), rows.offset, rows.index
+    times = event_times(source, arrays, bad)
     unexpected = refuse_unexpected(source.expectations, arrays, bad)
-    offset, index = np.array(rows.offset, np.int64), np.array(rows.index, np.int64)
-    arrivals = _arrivals(offset, times, bad, clock, watermark_us)
+    stamps = _stamps(entries, offset)
+    arrivals = stamps if clock == "wall" else _event_clock(times, bad, watermark_us)
     if clock == "wall":
-        _refuse_future(source, times, arrivals, bad)
+        _refuse_future(source, times, stamps, bad)
     unexpected |= refuse_late(source.expectations, times, watermark_us, bad)
     good = np.ones(len(times), np.bool_)
     good[list(bad)] = False
-    table = pa.table(arrays, schema=_schema(source, arrays)).filter(pa.array(good))
+    arrived_us = _raise_stamps(stamps, good, arrived_us) if entries[-1].arrived_us is not None else None
+    table = pa.table(arrays, schema=_schema(source, arrays))
+    table = table.filter(pa.array(good)) if bad else table
     dead = [
-        DeadLetter(partition, rows.offset[i], rows.index[i], bad[i], _payload(rows.raw[i]), int(arrivals[i]))
+        DeadLetter(partition, int(offset[i]), int(index[i]), bad[i], rows.payload(i), int(arrivals[i]))
         for i in sorted(bad)
         if bad[i]  # one without a reason is dropped
     ]
     seen = [int(times[good].max())] if good.any() else []
     marks = seen + ([] if watermark_us is None else [watermark_us])
-    end = Applied(entries[-1].offset, entries[-1].count - 1, entries[-1].total, max(marks, default=None))
+    last = entries[-1]
+    end = Applied(last.offset, max(last.count - 1, 0), last.total, max(marks, default=None), arrived_us)
     batch = EventBatch(source, partition, table, times[good], arrivals[good], offset[good], index[good], dead, end)
     batch.is_repeat = np.zeros(len(batch), np.bool_)
     batch.before_us, batch.unexpected = watermark_us, unexpected
@@ -129,97 +141,8 @@ def _schema(source: Source, arrays: dict[str, pa.Array]) -> pa.Schema:
     return pa.schema([(column.name, arrays[column.name].type) for column in source.columns])
 
 
-def _raw_rows(source: Source, entries: Sequence[Entry]) -> _Rows:
-    rows = _Rows(columns={column.name: [] for column in source.columns})
-    for entry in entries:
-        before = len(rows.raw)
-        try:
-            _READERS[entry.format](rows, entry)
-        except (DataError, pa.ArrowException, ValueError, TypeError, AttributeError, KeyError) as error:
-            _add_unreadable(rows, entry, before, str(error))
-        for name, version in source.added:
-            if 0 < entry.catalog < version:
-                rows.columns[name][before:] = [None] * (len(rows.raw) - before)
-    return rows
-
-
-def _add_unreadable(rows: _Rows, entry: Entry, before: int, error: str) -> None:
-    """An entry that cannot be taken apart: all of its events are dead, the first carries the payload."""
-    for values in rows.columns.values():
-        values[before:] = [None] * entry.count
-    rows.raw[before:] = [entry.payload, *[b""] * (entry.count - 1)]
-    rows.offset[before:], rows.index[before:] = [entry.offset] * entry.count, range(entry.count)
-    reason = f"the entry cannot be read: {error[:200]}"
-    rows.bad = {row: why for row, why in rows.bad.items() if row < before}
-    rows.bad |= dict.fromkeys(range(before, before + entry.count), reason)
-
-
-def _add_places(rows: _Rows, entry: Entry, n: int) -> None:
-    rows.offset.extend([entry.offset] * n)
-    rows.index.extend(range(n))
-
-
-def _read_ndjson(rows: _Rows, entry: Entry) -> None:
-    lines = [line for line in entry.payload.split(b"\n") if line.strip()]
-    try:
-        parsed = [orjson.loads(line) for line in lines]
-    except orjson.JSONDecodeError:
-        parsed = [_loads_or_none(line) for line in lines]
-    base = len(rows.raw)
-    for i, row in enumerate(parsed):
-        if type(row) is not dict:
-            rows.bad[base + i] = "not a JSON object"
-            parsed[i] = {}
-    for name, values in rows.columns.items():
-        values.extend([row.get(name) for row in parsed])
-    rows.raw.extend(lines)
-    _add_places(rows, entry, len(lines))
-
-
-def _loads_or_none(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _read_columns(rows: _Rows, entry: Entry) -> None:
-    _extend_columns(rows, entry, orjson.loads(entry.payload))
-
-
-def _read_arrow(rows: _Rows, entry: Entry) -> None:
-    with pa.ipc.open_stream(entry.payload) as reader:
-        _extend_columns(rows, entry, reader.read_all().to_pydict())
-
-
-def _extend_columns(rows: _Rows, entry: Entry, columns: dict[str, list[Any]]) -> None:
-    wrong = {name: len(values) for name, values in columns.items() if len(values) != entry.count}
-    if wrong:
-        raise DataError(f"Entry {entry.offset} states {entry.count} events, its columns hold {wrong}.")
-    for name, values in rows.columns.items():
-        values.extend(columns.get(name) or [None] * entry.count)
-    rows.raw.extend(_ColumnRow(columns, i) for i in range(entry.count))
-    _add_places(rows, entry, entry.count)
-
-
-@dataclass(frozen=True, slots=True)
-class _ColumnRow:
-    """One row of columns, written out only when it is a dead letter."""
-
-    columns: dict[str, list[Any]]
-    row: int
-
-
-_READERS = {"ndjson": _read_ndjson, "columns": _read_columns, "arrow": _read_arrow}
-
-
-def _payload(raw: bytes | _ColumnRow) -> bytes:
-    if isinstance(raw, bytes):
-        return raw
-    return orjson.dumps({name: values[raw.row] for name, values in raw.columns.items()}, default=str)
-
-
-def _event_times(source: Source, arrays: dict[str, pa.Array], bad: dict[int, str]) -> Ints:
+def event_times(source: Source, arrays: Mapping[str, pa.Array], bad: dict[int, str]) -> Ints:
+    """The event time of every row, in microseconds; rows without one, or with an impossible one, are added to `bad`."""
     column = arrays[source.timestamp]
     times: Ints = np.asarray(column.cast(pa.int64()).fill_null(0))
     for i in np.flatnonzero(np.asarray(column.is_null())).tolist():
@@ -229,9 +152,27 @@ def _event_times(source: Source, arrays: dict[str, pa.Array], bad: dict[int, str
     return times
 
 
-def _arrivals(offset: Ints, times: Ints, bad: dict[int, str], clock: str, watermark_us: int | None) -> Ints:
-    if clock == "wall":
+def _stamps(entries: Sequence[Entry], offset: Ints) -> Ints:
+    """When the log took each row, by its own clock."""
+    if entries[-1].arrived_us is None:
         return arrival_us(offset)
+    taken = np.array([entry.arrival_us for entry in entries], np.int64)
+    places = np.array([entry.offset for entry in entries], np.int64)
+    stamps: Ints = taken[np.searchsorted(places, offset)]
+    return stamps
+
+
+def _raise_stamps(stamps: Ints, good: NDArray[np.bool_], before_us: int | None) -> int | None:
+    """Makes the stamps of good rows never fall, in place; returns the newest so far."""
+    kept = np.maximum.accumulate(stamps[good])
+    if not len(kept):
+        return before_us
+    stamps[good] = kept if before_us is None else np.maximum(kept, before_us)
+    return int(stamps[good][-1])
+
+
+def _event_clock(times: Ints, bad: dict[int, str], watermark_us: int | None) -> Ints:
+    """The running maximum of the event time of good rows."""
     before = np.iinfo(np.int64).min if watermark_us is None else watermark_us
     good = times.copy()
     good[list(bad)] = before
@@ -262,28 +203,42 @@ class Deduplicator:
         """Events of the log before the first batch, in position order; None is no id."""
         if arrivals_us:
             self._since_us = arrivals_us[0]
-        self._young.update((i, at) for i, at in zip(ids, arrivals_us, strict=True) if i is not None)
+        self._young.update(zip(ids, arrivals_us, strict=True))
+        self._young.pop(None, None)
 
     def mark(self, batch: EventBatch) -> None:
         """Sets `batch.is_repeat`; batches of one partition come in order, each once."""
         if self._source.event_id is None or not len(batch):
             return
-        ids, arrivals = batch.table[self._source.event_id].to_pylist(), batch.arrival_us.tolist()
+        column = batch.table[self._source.event_id]
+        ids, arrivals = column.to_pylist(), batch.arrival_us.tolist()
         self._turn(arrivals[0])
-        distinct = set(ids)
-        new = self._young.keys().isdisjoint(distinct) and self._old.keys().isdisjoint(distinct)
-        if new and len(distinct) == len(ids) and None not in distinct:
-            self._young.update(zip(ids, arrivals, strict=True))
-        else:
+        if column.null_count or not self._take_new(ids, arrivals):
             self._mark_one_by_one(batch, ids, arrivals)
+
+    def _take_new(self, ids: Sequence[Any], arrivals: Sequence[int]) -> bool:
+        """Whether all ids are new and different, which are then remembered; otherwise none is."""
+        if not self._old.keys().isdisjoint(ids):
+            return False
+        young, before = self._young, len(self._young)
+        deque(map(young.setdefault, ids, arrivals), maxlen=0)
+        taken = len(young) - before
+        if taken < len(ids):
+            for _ in range(taken):
+                young.popitem()  # the newest
+        return taken == len(ids)
 
     def _mark_one_by_one(self, batch: EventBatch, ids: Sequence[Any], arrivals: Sequence[int]) -> None:
         horizon, young, old = self._source.dedup_horizon_us, self._young, self._old
+        repeats = []
         for i, (event_id, arrival) in enumerate(zip(ids, arrivals, strict=True)):
             if event_id is not None:
-                seen = young.get(event_id, old.get(event_id))
-                batch.is_repeat[i] = seen is not None and arrival - seen <= horizon
+                seen = young.get(event_id)
+                seen = old.get(event_id) if seen is None else seen
+                if seen is not None and arrival - seen <= horizon:
+                    repeats.append(i)
                 young[event_id] = arrival
+        batch.is_repeat[repeats] = True
 
     def _turn(self, now_us: int) -> None:
         """Begins a new generation when the young one is a horizon long: the old one has then left it."""

@@ -19,13 +19,15 @@ import redis
 
 from headrace.catalog.definitions import Catalog, Source
 from headrace.compute.events import parse_entries
+from headrace.compute.forgotten import gone_letters
 from headrace.errors import UnavailableError
-from headrace.stores.keys import layout_field, lease_key
+from headrace.stores.keys import forgotten_key, layout_field, lease_key
 from headrace.stores.letters import letter_entry, pending_letters
 from headrace.stores.markers import Markers
-from headrace.stores.offline import OfflineStore
-from headrace.stores.payloads import ndjson_batches
-from headrace.stores.stream import Entry, queue_append
+from headrace.stores.offline import DEAD_LETTERS, OfflineStore
+from headrace.stores.payloads import ndjson_batches, refuse_topic
+from headrace.stores.stream import Append, Entry, queue_append
+from headrace.stores.tombstones import load_tombstones
 
 __all__ = ["Replay", "list_letters", "replay_letters"]
 
@@ -83,9 +85,11 @@ def _asked(row: dict[str, Any], source: str | None, view: str | None, since_us: 
 def replay_letters(store: redis.Redis, offline: OfflineStore, catalog: Catalog, source_name: str) -> Replay:
     """Push the letters of a source that no view has seen as new events, each once, if it would now be accepted.
 
-    Raises UnknownNameError for the source, UnavailableError while another replay of it is under way.
+    Raises UnknownNameError for the source, RequestError for one whose events are not pushed, UnavailableError while
+    another replay of it is under way.
     """
     source = catalog.source(source_name)
+    refuse_topic(source)
     replayed, still = 0, []
     with _lease(store, catalog, source_name) as (key, token):
         letters = [row for row in list_letters(store, offline, catalog, source=source_name) if row["view"] is None]
@@ -94,9 +98,7 @@ def replay_letters(store: redis.Redis, offline: OfflineStore, catalog: Catalog, 
             reasons = _reasons_now(store, catalog, source, some)
             still += [{**row, "reason": reason} for row, reason in zip(some, reasons, strict=True) if reason]
             good = [row for row, reason in zip(some, reasons, strict=True) if not reason]
-            if good:
-                _append(store, catalog, source, good, key, token)
-            replayed += len(good)
+            replayed += _append(store, offline, catalog, source, good, key, token) if good else 0
     return Replay(replayed, still)
 
 
@@ -137,19 +139,31 @@ def _reasons_now(
 
 
 def _append(
-    store: redis.Redis, catalog: Catalog, source: Source, letters: Sequence[dict[str, Any]], key: str, token: bytes
-) -> None:
-    body = b"\n".join(row["payload"] for row in letters)
-    marks = {name: [row[name] for row in letters] for name in (*_PLACE, "arrival_time")}
-    rows = pa.table({**marks, "replayed": [True] * len(letters)})
+    store: redis.Redis,
+    offline: OfflineStore,
+    catalog: Catalog,
+    source: Source,
+    found: Sequence[dict[str, Any]],
+    key: str,
+    token: bytes,
+) -> int:
+    """Push these letters and mark them, those aside that were forgotten meanwhile; returns how many."""
     with store.pipeline(transaction=True) as pipe:
-        pipe.watch(key)  # type: ignore[no-untyped-call]
+        pipe.watch(key, forgotten_key(catalog.project))  # type: ignore[no-untyped-call]
         if pipe.get(key) != token:
             raise UnavailableError(f"The replay of {source.name!r} took too long and stopped; start it again.")
+        tombstones = load_tombstones(store, offline.root, catalog.project)
+        gone = gone_letters(catalog, pa.Table.from_pylist(list(found), DEAD_LETTERS), tombstones)
+        letters = [row for row, is_gone in zip(found, gone, strict=True) if not is_gone]
+        if not letters:
+            return 0
+        body = b"\n".join(row["payload"] for row in letters)
+        marks = {name: [row[name] for row in letters] for name in (*_PLACE, "arrival_time")}
+        rows = pa.table({**marks, "replayed": [True] * len(letters)})
         pipe.multi()
         for batch in ndjson_batches(source, body):
-            where = (batch.format, batch.payload, batch.count, batch.partition)
-            queue_append(pipe, catalog.project, source.name, *where, catalog.version)
+            held = (batch.format, batch.payload, batch.count, batch.partition)
+            queue_append(pipe, catalog.project, Append(source.name, *held, catalog.version))
         letter_key, fields = letter_entry(catalog.project, rows)
         pipe.xadd(letter_key, fields)  # type: ignore[arg-type]
         pipe.expire(key, LEASE_S)
@@ -159,3 +173,4 @@ def _append(
             raise UnavailableError(
                 f"The replay of {source.name!r} took too long and stopped; start it again."
             ) from None
+    return len(letters)

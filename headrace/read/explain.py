@@ -13,6 +13,7 @@ import redis
 
 from headrace.catalog.definitions import Catalog, Column, FeatureView, Source
 from headrace.compute.columns import typed_column
+from headrace.compute.forgotten import living_rows
 from headrace.dtypes import arrow_type
 from headrace.errors import DataError, RequestError
 from headrace.read.history import History, sources_of, view_values
@@ -22,7 +23,7 @@ from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, build_of, unpack_header
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
-from headrace.stores.markers import Markers, places
+from headrace.stores.markers import IMPORTS, Markers, import_places, places
 from headrace.stores.offline import INDEX, OFFSET, PARTITION
 from headrace.stores.online import OnlineStore
 from headrace.windows.window import tail_us
@@ -31,7 +32,7 @@ __all__ = ["FROM", "STATUSES", "Explanation", "explain"]
 
 STATUSES = ("PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 FROM = "row.from"
-"""The column of `events` that says where a row came from: an event, a direct write or the batch file."""
+"""The column of `events` that says where a row came from: an event, an import, a direct write or the batch file."""
 
 _MOMENT = pa.timestamp("us", "UTC")
 _RANK = "row.rank"
@@ -123,7 +124,7 @@ def _moment_us(
     present = now_us
     if catalog.clock == "event":
         sources = [catalog.source(view.source)] if view.source else list(catalog.sources)
-        wanted = [(source.name, part) for source in sources for part in range(source.partitions)]
+        wanted = [(source.name, part) for source in sources for part in (IMPORTS, *range(source.partitions))]
         marks = Markers(store, catalog.project).applied("source", wanted).values()
         present = max((m.watermark_us + 1 for m in marks if m and m.watermark_us is not None), default=0)
     return newest + 1 if _precedes(view, present, newest) else present
@@ -188,6 +189,7 @@ def _rows_that_count(history: History, catalog: Catalog, view: FeatureView, key:
     if view.batch is not None:
         columns = list(dict.fromkeys([*catalog.join_keys(view), *shown]))
         rows = read_batch_rows(view, columns, history.repo, since_us, until_us)
+        rows = living_rows(catalog, view, rows, history.forgotten)
         parts.append(_part(_batch_table(rows.table, rows.event_time_us), shown, key, "batch file", 0))
     for rank, source in enumerate(sources_of(catalog, view), 1):
         wanted = list(dict.fromkeys([*key, *(column.name for column in shown), "event_time", "arrival_time"]))
@@ -225,7 +227,8 @@ def _part(table: pa.Table, shown: Sequence[Column], key: dict[str, Any], origin:
     for name, value in key.items():
         table = table.filter(pc.equal(table[name], pa.scalar(value, table[name].type)))
     n = table.num_rows
-    columns: dict[str, Any] = {FROM: pa.array([origin] * n, pa.string())}
+    imported = pc.fill_null(pc.equal(table[PARTITION], IMPORTS), False)
+    columns: dict[str, Any] = {FROM: pc.if_else(imported, "import", pa.array([origin] * n, pa.string()))}
     columns |= {name: table[name] for name in ("event_time", "arrival_time", PARTITION, OFFSET, INDEX)}
     columns |= {column.name: table[column.name].cast(arrow_type(column.dtype)) for column in shown}
     return pa.table({**columns, _RANK: pa.array([rank] * n, pa.int8())})
@@ -252,7 +255,8 @@ def _same(one: Any, other: Any) -> bool:
 def _behind(store: redis.Redis, catalog: Catalog, view: FeatureView) -> list[str]:
     """The sources of the view of which worker and archiver hold different parts."""
     names = {source.name for source in sources_of(catalog, view)}
-    wanted = [(source.name, part) for source, part in places(catalog) if source.name in names]
+    every = [*places(catalog), *import_places(catalog)]
+    wanted = [(source.name, part) for source, part in every if source.name in names]
     markers = Markers(store, catalog.project)
     applied, archived = markers.applied("source", wanted), markers.applied("archived", wanted)
     totals = [(place, _total(applied[place]), _total(archived[place])) for place in wanted]

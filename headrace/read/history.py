@@ -12,11 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Aggregation, Catalog, Column, FeatureView, Source, write_source
+from headrace.compute.forgotten import living_rows
 from headrace.dtypes import arrow_type
+from headrace.errors import DataError
+from headrace.moments import rfc3339
 from headrace.read.key_codes import KeyCodes
 from headrace.read.view_history import archived_view_events
 from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.offline import OfflineStore
+from headrace.stores.tombstones import Tombstones, load_tombstones
 from headrace.windows.point_in_time import aggregate_windows, latest_rows
 from headrace.windows.window import tail_us
 
@@ -31,6 +35,10 @@ class Past(Protocol):
     @property
     def repo(self) -> Path:
         """The folder that paths of batch files are relative to."""
+
+    @property
+    def forgotten(self) -> Tombstones:
+        """What was forgotten, and is no longer read from batch files."""
 
     def events(
         self,
@@ -57,6 +65,10 @@ class History:
     repo: Path
     up_to: Mapping[str, Mapping[int, int]] | None = None
 
+    @property
+    def forgotten(self) -> Tombstones:
+        return load_tombstones(None, self.offline.root, "")
+
     def events(
         self,
         catalog: Catalog,
@@ -66,7 +78,13 @@ class History:
         since_us: int | None,
         until_us: int,
     ) -> pa.Table:
-        """What `view` counts of `source` with an event time in [since, until], in position order."""
+        """What `view` counts of `source` with an event time in [since, until], in position order.
+
+        Raises DataError for a time whose events retention has deleted.
+        """
+        kept_us = self.offline.kept_from_us(source.name)
+        if kept_us is not None and (since_us is None or since_us < kept_us):
+            raise DataError(_no_longer_kept(view, source, kept_us, since_us))
         limit = None if self.up_to is None else self.up_to.get(source.name, {})
         bounds = {"since_us": since_us, "until_us": until_us}
         return archived_view_events(self.offline, catalog, view, source, columns, up_to=limit, **bounds)
@@ -140,6 +158,7 @@ def _last_rows(
     if view.batch is not None:
         distinct = list(dict.fromkeys([*keys, *wanted]))
         found = read_batch_rows(view, distinct, history.repo, since_us, until_us)
+        found = living_rows(catalog, view, found, history.forgotten)
         parts.append(_seen(codes, found.table, found.event_time_us, keys, wanted))
     for source in sources_of(catalog, view):
         columns = [column.name for column in (*keys, *wanted)]
@@ -178,6 +197,14 @@ def _newest(
 def _times_us(rows: pa.Table) -> Ints:
     times: Ints = np.asarray(_one(rows["event_time"]).cast(pa.int64()))
     return times
+
+
+def _no_longer_kept(view: FeatureView, source: Source, kept_us: int, since_us: int | None) -> str:
+    asked = "all of them" if since_us is None else f"those since {rfc3339(since_us)}"
+    return (
+        f"Retention has left the events of {source.name!r} from {rfc3339(kept_us)} on, view {view.name!r} needs "
+        f"{asked} for these rows; leave out the rows that look back further."
+    )
 
 
 def _one(column: pa.ChunkedArray[Any]) -> Any:

@@ -24,6 +24,7 @@ from headrace.read.values import PRESENT, StepValues, newest_us, step_values
 from headrace.stores.codec.header import build_of
 from headrace.stores.keys import entity_prefix, group_keys, layout_field, markers_key
 from headrace.stores.markers import (
+    IMPORTS,
     Applied,
     Ready,
     applied_field,
@@ -169,13 +170,19 @@ async def _read(
 
 
 def _current(blob: bytes | None, build: bytes | None) -> bytes | None:
-    """`blob`, or None for one that a store left behind which lost its markers."""
-    return blob if blob is not None and build is not None and build_of(blob) == int(build) else None
+    """`blob`, or None for one that a store left behind which lost its markers. Raises UnavailableError for one that
+    was built after the markers were read."""
+    if blob is None or build is None:
+        return None
+    found = build_of(blob)
+    if found > int(build):
+        raise UnavailableError("The store lost this view and builds it anew at this moment; try again.")
+    return blob if found == int(build) else None
 
 
 def _places(plan: LookupPlan) -> list[tuple[str, int]]:
     names = dict.fromkeys(step.view.source for step in plan.steps if step.view.source is not None)
-    return [(name, part) for name in names for part in range(plan.catalog.source(name).partitions)]
+    return [(name, part) for name in names for part in (IMPORTS, *range(plan.catalog.source(name).partitions))]
 
 
 def _refuse_unready(plan: LookupPlan, ready: Mapping[str, Ready | None]) -> None:
@@ -268,7 +275,8 @@ def _details(
     """Per view: the positions that its values hold at least, the watermark, and whether a window is warming."""
     views = {}
     for step in plan.steps:
-        marks = {part: mark for (name, part), mark in applied.items() if name == step.view.source and mark is not None}
+        held = {part: mark for (name, part), mark in applied.items() if name == step.view.source and mark is not None}
+        marks = {part: mark for part, mark in held.items() if part != IMPORTS or mark.offset}
         since = [mark.watermark_us for mark in marks.values() if mark.watermark_us is not None]
         views[step.name] = {
             "positions": {str(part): str(mark) for part, mark in marks.items()},

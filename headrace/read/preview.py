@@ -21,6 +21,7 @@ from headrace.dtypes import arrow_type
 from headrace.errors import RequestError
 from headrace.read.history import view_values
 from headrace.stores.stream import Entry
+from headrace.stores.tombstones import Tombstones
 
 __all__ = ["Preview", "preview", "preview_entries"]
 
@@ -158,6 +159,10 @@ class _Sample:
 
     rows: pa.Table
     repo: Path = Path()
+
+    @property
+    def forgotten(self) -> Tombstones:
+        return Tombstones(b"")
 
     def events(
         self,

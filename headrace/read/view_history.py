@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Catalog, FeatureView, Source
 from headrace.compute.expectations import NO_WATERMARK, watermarks_before
 from headrace.compute.view_events import SourceEvents, needed_columns, view_events
+from headrace.stores.markers import IMPORTS
 from headrace.stores.offline import INDEX, OFFSET, PARTITION, OfflineStore
+from headrace.stores.tombstones import load_tombstones, raised_to_floors
 
 __all__ = ["archived_view_events"]
 
@@ -45,7 +47,7 @@ def archived_view_events(
     wanted = needed_columns(catalog, view, [name for name in names if name not in ("event_time", "arrival_time")])
     given = list(dict.fromkeys([*wanted, "event_time", "arrival_time", "is_repeat"]))
     rows = offline.read_events(source, given, up_to=up_to, repeats=judged_late, **bounds)
-    before_us = _watermarks(rows) if judged_late else np.full(rows.num_rows, NO_WATERMARK)
+    before_us = _watermarks(offline, source, rows) if judged_late else np.full(rows.num_rows, NO_WATERMARK)
     once = ~np.asarray(rows["is_repeat"].combine_chunks()).astype(np.bool_)
     rows, before_us = rows.filter(pa.array(once)), before_us[once]
     starts = range(0, max(rows.num_rows, 1), CHUNK_EVENTS)
@@ -77,13 +79,15 @@ def _seen(
     return pa.table({**columns, **{name: pa.array(values) for name, values in place.items()}})
 
 
-def _watermarks(rows: pa.Table) -> Ints:
-    """What every event found of its partition's watermark; rows in position order, repeats among them."""
+def _watermarks(offline: OfflineStore, source: Source, rows: pa.Table) -> Ints:
+    """What every event found of its partition's watermark (imports: none); rows in position order, with repeats."""
     times, partitions = _numbers(rows["event_time"]), _numbers(rows[PARTITION])
-    before = np.empty(len(times), np.int64)
-    for partition in np.unique(partitions):
+    offsets, before = _numbers(rows[OFFSET]), np.full(len(times), NO_WATERMARK)
+    tombstones = load_tombstones(None, offline.root, "")
+    for partition in np.unique(partitions[partitions != IMPORTS]).tolist():
         mine = partitions == partition
-        before[mine] = watermarks_before(times[mine], None)
+        floors = tombstones.floors(source.name, partition)
+        before[mine] = raised_to_floors(watermarks_before(times[mine], None), offsets[mine], floors)
     return before
 
 

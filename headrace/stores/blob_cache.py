@@ -29,8 +29,11 @@ class BlobCache:
 
     def find(self, field: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """The value of `field` at every key, None where none is known."""
-        young, old = self._young.get(field, {}).get, self._old.get(field, {}).get
-        return [young(key) or old(key) for key in keys]
+        found = list(map(self._young.get(field, {}).get, keys))
+        old = self._old.get(field)
+        if old:
+            found = [old.get(key) if blob is None else blob for key, blob in zip(keys, found, strict=True)]
+        return found
 
     def keep(self, field: str, keys: Sequence[bytes], blobs: Sequence[bytes]) -> None:
         """Remember the value of every key."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -14,7 +14,22 @@ from headrace.errors import SettingsError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.keys import catalog_key
 
-__all__ = ["find_catalog", "find_project", "load_catalog", "mirror_path", "read_mirror", "save_catalog"]
+__all__ = [
+    "find_catalog",
+    "find_project",
+    "load_catalog",
+    "mirror_path",
+    "read_mirror",
+    "replace_catalog",
+    "save_catalog",
+]
+
+_REPLACE = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
 
 
 def mirror_path(settings: Settings) -> Path:
@@ -43,6 +58,25 @@ def save_catalog(store: redis.Redis, settings: Settings, catalog: Catalog) -> No
     """Write the catalog to the online store, then to its mirror; readers see the old one or the new one, whole."""
     data = catalog_to_json(catalog)
     store.set(catalog_key(catalog.project), data)
+    _mirror(settings, data)
+
+
+def replace_catalog(store: redis.Redis, settings: Settings, catalog: Catalog, previous: Catalog | None) -> None:
+    """`save_catalog`, unless the store holds another than `previous`: then somebody else's, which this one does not
+    know, and UnavailableError is raised. One that the store lost, or holds an older one of, it gets again."""
+    key, data = catalog_key(catalog.project), catalog_to_json(catalog)
+    raw: Any = store.get(key)
+    held = None if raw is None else catalog_from_json(raw)
+    known = held is None or held == previous or (previous is not None and held.version < previous.version)
+    if not known or not store.eval(_REPLACE, 1, key, raw or b"", cast(Any, data)):
+        raise UnavailableError(
+            "The definitions are changed by one command at a time, and another one has changed them meanwhile; "
+            "run it again."
+        )
+    _mirror(settings, data)
+
+
+def _mirror(settings: Settings, data: bytes) -> None:
     path = mirror_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")

@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from headrace.errors import SettingsError
 from headrace.settings import Settings
+from headrace.stores.cluster import SCHEMES, AsyncClusterStore, ClusterStore, open_cluster
 from headrace.stores.embedded import attach
 
 __all__ = ["open_store", "open_store_async", "store_url"]
@@ -24,6 +25,7 @@ __all__ = ["open_store", "open_store_async", "store_url"]
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0  # longer than any XREAD blocks
 LOADING_TIMEOUT_S = 120.0
+_CLUSTER = {redis.Redis: ClusterStore, redis.asyncio.Redis: AsyncClusterStore}
 
 
 def open_store(settings: Settings) -> redis.Redis:
@@ -69,11 +71,13 @@ def _client(kind: Any, retry: Any, settings: Settings) -> Any:
     if settings.redis_url is None:
         return kind(unix_socket_path=str(attach(settings.data_dir)), **options)
     try:
+        if urlsplit(settings.redis_url).scheme in SCHEMES:
+            return open_cluster(_CLUSTER[kind], settings.redis_url, **{**options, "retry": retry})
         return kind.from_url(settings.redis_url, **options)
     except ValueError:
         raise SettingsError(
-            f"HEADRACE_REDIS_URL must be a redis://, rediss:// or unix:// URL, got {store_url(settings)!r}; write it "
-            "like redis://localhost:6379, or unset it to use an embedded store."
+            f"HEADRACE_REDIS_URL must be a redis://, rediss://, unix:// or redis+cluster:// URL, got "
+            f"{store_url(settings)!r}; write it like redis://localhost:6379, or unset it to use an embedded store."
         ) from None
 
 

@@ -3,7 +3,9 @@
     headrace:PROJECT:ENTITIES:VALUES        hash, one per entity key; field = one view's layout
     headrace.catalog:PROJECT                string, the catalog as JSON
     headrace.markers:PROJECT                hash, what is applied, archived and ready (see stores/markers.py)
+    headrace.markers:PROJECT:N              the same on a cluster, one per shard (see stores/cluster.py)
     headrace.stream:PROJECT:SOURCE:PART     stream, the events of one partition of one source
+    headrace.forgotten:PROJECT              hash, what was forgotten (see stores/tombstones.py)
     headrace.lease:PROJECT:ROLE             string, who holds a role
     headrace.counters:PROJECT               hash, what the worker counts (see stores/counters.py)
 
@@ -30,6 +32,7 @@ __all__ = [
     "entity_key",
     "entity_prefix",
     "escape",
+    "forgotten_key",
     "group_keys",
     "layout_field",
     "lease_key",
@@ -105,6 +108,10 @@ def markers_key(project: str) -> str:
 
 def counters_key(project: str) -> str:
     return f"headrace.counters:{escape(project)}"
+
+
+def forgotten_key(project: str) -> str:
+    return f"headrace.forgotten:{escape(project)}"
 
 
 def stream_key(project: str, source: str, partition: int) -> str:

@@ -3,8 +3,11 @@
 Fields:
     source|NAME|PARTITION     how far every view of the source holds its events (worker)
     archived|NAME|PARTITION   how far the offline store holds them (archiver)
+    trimmed|NAME|PARTITION    up to where the stream was trimmed, written before it is (archiver)
+    gap|..., loss|...         where a consumer stopped, and losses that were accepted (see gaps.py)
     view|LAYOUT               this layout is complete (worker); what it was built from
     build|LAYOUT              when the layout was begun, by the store's clock: values of an older build count as none
+    layouts                   when a layout was last completed, by the store's clock (see layout_markers.py)
 Values are JSON. A lookup reads the markers before the values, so it never states a position ahead of what it read.
 """
 
@@ -18,18 +21,37 @@ import orjson
 import redis
 
 from headrace.catalog.definitions import Catalog, FeatureView, Source, write_source
+from headrace.errors import LayoutsMovedError
 from headrace.stores.keys import layout_field, markers_key
 
-__all__ = ["Applied", "Markers", "Ready", "applied_field", "build_field", "places", "ready_field"]
+__all__ = [
+    "IMPORTS",
+    "Applied",
+    "Markers",
+    "Ready",
+    "applied_field",
+    "build_field",
+    "import_places",
+    "places",
+    "ready_field",
+]
 
-Kind = Literal["source", "archived"]
+IMPORTS = -1
+"""The partition of a source's imported events: archived, never streamed. An offset is the number of an append, an index
+the row in its file, an event's arrival its event time."""
 
-_RAISE = """
+Kind = Literal["source", "archived", "trimmed"]
+
+_RAISE = """#!lua flags=allow-oom
+local function after(a, b) return #a > #b or (#a == #b and a > b) end
+if ARGV[6] ~= '' and (redis.call('HGET', KEYS[1], 'layouts') or '0') ~= ARGV[6] then return 'moved' end
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old then
   local held = cjson.decode(old)
   if held.offset == ARGV[3] and held.index >= tonumber(ARGV[4]) then return old end
-  if #held.offset > #ARGV[3] or (#held.offset == #ARGV[3] and held.offset > ARGV[3]) then return old end
+  if after(held.offset, ARGV[3]) or after(ARGV[5], held.offset) then return old end
+elseif ARGV[5] ~= '0' then
+  return old
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return old
@@ -38,12 +60,14 @@ return old
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A place in one partition: the last event done, the events up to it, the largest event time among them."""
+    """A place in one partition: the last event done, the events up to it, the largest event time among them, and when
+    the log took the newest of them (where offsets do not say it)."""
 
     offset: int = 0
     index: int = -1
     total: int = 0
     watermark_us: int | None = None
+    arrived_us: int | None = None
 
     def __str__(self) -> str:
         return f"{self.offset}-{self.index}"
@@ -74,7 +98,7 @@ def decode_applied(raw: bytes | None) -> Applied | None:
     if raw is None:
         return None
     held = orjson.loads(raw)
-    return Applied(int(held["offset"]), held["index"], held["total"], held["watermark_us"])
+    return Applied(int(held["offset"]), held["index"], held["total"], held["watermark_us"], held.get("arrived_us"))
 
 
 def decode_ready(raw: bytes | None) -> Ready | None:
@@ -82,9 +106,14 @@ def decode_ready(raw: bytes | None) -> Ready | None:
 
 
 def places(catalog: Catalog) -> list[tuple[Source, int]]:
-    """Every (source, partition) that worker and archiver consume, the internal `writes/VIEW` included."""
+    """Every (source, partition) that has a stream, the internal `writes/VIEW` included."""
     written = [write_source(catalog, view) for view in catalog.views if view.kind != "windowed"]
     return [(source, partition) for source in (*catalog.sources, *written) for partition in range(source.partitions)]
+
+
+def import_places(catalog: Catalog) -> list[tuple[Source, int]]:
+    """The partition of imports of every source."""
+    return [(source, IMPORTS) for source in catalog.sources]
 
 
 class Markers:
@@ -103,11 +132,25 @@ class Markers:
         raw = self._store.hmget(self._key, [applied_field(kind, *place) for place in asked])
         return dict(zip(asked, map(decode_applied, cast(list[bytes | None], raw)), strict=True))
 
-    def raise_applied(self, kind: Kind, source: str, partition: int, to: Applied) -> Applied | None:
-        """Raises the marker to `to` unless it is there already; returns what it was before."""
+    def raise_applied(
+        self, kind: Kind, source: str, partition: int, to: Applied, at_least: int = 0, completed: int | None = None
+    ) -> Applied | None:
+        """Raises the marker to `to` unless it is there already; returns what it was before.
+
+        Left alone too is one below the offset `at_least`, or none at all: the store lost it since the caller saw it
+        there, and counts anew. A store out of memory still takes it: what it lets be trimmed makes room.
+
+        Raises LayoutsMovedError if a layout was completed at another moment than `completed`, the last that the caller
+        knows: it may have left one out.
+        """
         value = orjson.dumps({**asdict(to), "offset": str(to.offset)})
-        args: list[Any] = [applied_field(kind, source, partition), value, str(to.offset), to.index]
-        return decode_applied(cast(bytes | None, self._raise(keys=[self._key], args=args)))
+        args: list[Any] = [applied_field(kind, source, partition), value, str(to.offset), to.index, str(at_least)]
+        old = cast(
+            bytes | None, self._raise(keys=[self._key], args=[*args, "" if completed is None else str(completed)])
+        )
+        if old == b"moved":
+            raise LayoutsMovedError("A layout was completed that this writer does not know; keep it up to date too.")
+        return decode_applied(old)
 
     def ready(self, view: FeatureView) -> Ready | None:
         """Whether this layout of the view is complete."""
@@ -127,5 +170,12 @@ class Markers:
         """Where a layout that was ready before its log's first event is complete from."""
         ready = self.ready(view)
         if ready is not None and ready.complete_from_us is None:
+            begun = Ready(event_time_us, ready.applied)
+            self._store.hset(self._key, ready_field(view), orjson.dumps(asdict(begun)).decode())
+
+    def extend_back(self, view: FeatureView, event_time_us: int) -> None:
+        """States that a layout that is ready is complete from an earlier moment on."""
+        ready = self.ready(view)
+        if ready is not None and (ready.complete_from_us is None or event_time_us < ready.complete_from_us):
             begun = Ready(event_time_us, ready.applied)
             self._store.hset(self._key, ready_field(view), orjson.dumps(asdict(begun)).decode())

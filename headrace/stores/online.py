@@ -1,7 +1,7 @@
 """The online store as writers see it: read a value, merge what comes after it, write if nobody else did.
 
 A write is a compare-and-set on the whole header that was read; refused, the key is read and merged again. So two
-writers at once stay right, whatever a lease says.
+writers at once stay right, whatever a lease says. One command writes several keys, each for itself.
 """
 
 from __future__ import annotations
@@ -16,29 +16,34 @@ import redis
 
 from headrace.errors import StoreLostError
 from headrace.stores.blob_cache import BlobCache
-from headrace.stores.codec.header import BUILD, NEWEST, build_of, header_size
-from headrace.stores.wire import Wire, command_template
+from headrace.stores.cluster import ClusterWire, wire_of
+from headrace.stores.codec.header import BUILD, HEAD_BYTES, NEWEST, POSITION_BYTES, build_of
+from headrace.stores.wire import Wire, command_template, pack_command
 
 __all__ = ["RENEW_MS", "Merge", "OnlineStore", "Update"]
 
+_Write = tuple[int, bytes, bytes]
+"""A key's number, the header that its value must have, and its new value."""
 Merge = Callable[[Sequence[int], list[bytes | None]], list[bytes | None]]
 """From key numbers and their values now to the values to write (None: leave it)."""
 
 _COMPARE_AND_SET = """
-local held = redis.call('HGET', KEYS[1], ARGV[1])
-local expected = ARGV[2]
-if held == false then
-  if expected ~= '' then return 0 end
-elseif expected == '' or string.sub(held, 1, #expected) ~= expected then
-  return 0
+local field, ttl, done = ARGV[1], ARGV[2], {}
+for i, key in ipairs(KEYS) do
+  local held, expected = redis.call('HGET', key, field), ARGV[2 * i + 1]
+  if held and expected ~= '' and string.sub(held, 1, #expected) == expected or not held and expected == '' then
+    redis.call('HSET', key, field, ARGV[2 * i + 2])
+    if ttl == '0' then
+      redis.call('PERSIST', key)
+    elseif ttl ~= '' and redis.call('PEXPIRE', key, ttl, 'GT') == 0 then
+      if not held and redis.call('HLEN', key) == 1 then redis.call('PEXPIRE', key, ttl) end
+    end
+    done[i] = 1
+  else
+    done[i] = 0
+  end
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-if ARGV[4] == '0' then
-  redis.call('PERSIST', KEYS[1])
-elseif ARGV[4] then
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
-end
-return 1
+return done
 """
 _CHUNK = 5_000
 _READS_AHEAD = 2
@@ -52,7 +57,8 @@ RENEW_MS = 4_295_000
 @dataclass(frozen=True, slots=True)
 class Update:
     """Values of one field to merge into: `keys`, each given once; `ttl_ms` is a key's time to live, 0 for ever, which
-    a writer renews with its first write and then once per RENEW_MS of event time.
+    a writer renews with its first write and then once per RENEW_MS of event time. It is never shortened: another
+    field's writer, who knows of longer windows, may have set it.
 
     A value of a build before `build` is none to `merge`; one of a later build raises StoreLostError: the store was
     lost, and somebody builds it anew.
@@ -70,10 +76,12 @@ class OnlineStore:
 
     def __init__(self, store: redis.Redis) -> None:
         self._store = store
-        self._wire = Wire(store)
+        self._wire = wire_of(store)
         self._cache = BlobCache(_CACHE_BYTES)
         self._script: bytes | None = None
         self.refused = 0
+        self.meanwhile: Callable[[], None] | None = None
+        """Called by each update once all is sent, while the server works."""
 
     def read(self, keys: Sequence[bytes], field: str) -> list[bytes | None]:
         """The value of `field` at every key, None where there is none."""
@@ -89,7 +97,8 @@ class OnlineStore:
         harmless to repeat. StoreLostError: see Update.
         """
         with self._clean():
-            prepared = [_Prepared(update, self.script(), self._cache) for update in updates]
+            group = self._wire.keys_per_command
+            prepared = [_Prepared(update, self.script(), self._cache, group) for update in updates]
             _Run(self, self._wire, prepared).run()
 
     def script(self, renew: bool = False) -> bytes:
@@ -111,17 +120,13 @@ class OnlineStore:
 class _Prepared:
     """An update and the bytes that its commands share."""
 
-    def __init__(self, update: Update, script: bytes, cache: BlobCache) -> None:
+    def __init__(self, update: Update, script: bytes, cache: BlobCache, group: int) -> None:
         self.update = update
         self._cache = cache
+        self._group = group
         self._field = update.field.encode()
         self._get = command_template(b"HGET", None, self._field)
-        self.renew(script)
-
-    def renew(self, script: bytes) -> None:
-        """Use the script of this digest."""
-        self._put = command_template(b"EVALSHA", script, 1, None, self._field, None, None)
-        self._put_ttl = command_template(b"EVALSHA", script, 1, None, self._field, None, None, self.update.ttl_ms)
+        self.script = script
 
     def chunks(self) -> Iterator[_Chunk]:
         """All keys, with the values that are known."""
@@ -137,18 +142,30 @@ class _Prepared:
 
     def writes(self, chunk: _Chunk, read: Iterator[bytes | None]) -> tuple[_Written, list[bytes]]:
         """What the values become, those not known being `read`, and the commands that write it."""
-        put, put_ttl, keys = self._put, self._put_ttl, self.update.keys
         held = [next(read) if blob is None else blob for blob in chunk.known]
         merged = self.update.merge(chunk.numbers, _of_build(held, self.update.build))
-        commands, numbers, blobs = [], [], []
+        same: list[_Write] = []
+        renewed: list[_Write] = []
         for k, guess, old, new in zip(chunk.numbers, chunk.known, held, merged, strict=True):
-            if new is not None:
-                key, header = keys[k], b"" if old is None else old[: header_size(old)]
-                template = put if guess is not None and guess[_RENEWED] == new[_RENEWED] else put_ttl
-                commands.append(template % (len(key), key, len(header), header, len(new), new))
-                numbers.append(k)
-                blobs.append(new)
-        return _Written(self, numbers, blobs), commands
+            if new is None:
+                continue
+            header = b"" if old is None else old[: HEAD_BYTES + POSITION_BYTES * (old[2] | old[3] << 8)]
+            if guess is not None and guess[_RENEWED] == new[_RENEWED]:
+                same.append((k, header, new))
+            else:
+                renewed.append((k, header, new))
+        commands = []
+        for writes, ttl in ((same, b""), (renewed, b"%d" % self.update.ttl_ms)):
+            for at in range(0, len(writes), self._group):
+                commands.append(self._command(writes[at : at + self._group], ttl))
+        every = same + renewed
+        return _Written(self, [k for k, _, _ in every], [new for _, _, new in every]), commands
+
+    def _command(self, writes: Sequence[_Write], ttl: bytes) -> bytes:
+        """The command that writes a group of values."""
+        keys = [self.update.keys[k] for k, _, _ in writes]
+        values = [part for _, header, new in writes for part in (header, new)]
+        return pack_command([b"EVALSHA", self.script, b"%d" % len(keys), *keys, self._field, ttl, *values])
 
     def settle(self, written: _Written, accepted: Sequence[Any]) -> list[int]:
         """Remember what was written; returns the numbers of the keys where it was not."""
@@ -182,8 +199,9 @@ class _Written:
 class _Run:
     """Updates under way. Chunks of keys are read ahead, so that the server works while this process merges."""
 
-    def __init__(self, store: OnlineStore, wire: Wire, updates: Sequence[_Prepared]) -> None:
+    def __init__(self, store: OnlineStore, wire: Wire | ClusterWire, updates: Sequence[_Prepared]) -> None:
         self._store, self._wire, self._updates = store, wire, updates
+        self._meanwhile = store.meanwhile
         self._waiting = deque(chunk for update in updates for chunk in update.chunks())
         self._sent: deque[tuple[_Chunk | _Written, int]] = deque()
 
@@ -191,19 +209,25 @@ class _Run:
         for _ in range(_READS_AHEAD):
             self._send_read()
         while self._sent:
+            if not self._waiting and self._meanwhile is not None and not self._reads_sent():
+                self._meanwhile()
+                self._meanwhile = None
             sent, replies = self._sent.popleft()
             if isinstance(sent, _Chunk):
                 self._write(sent, self._wire.receive(replies))
             else:
-                self._acknowledge(sent)
+                self._acknowledge(sent, replies)
             self._send_read()
 
     def _send_read(self) -> None:
-        if self._waiting and sum(isinstance(sent, _Chunk) for sent, _ in self._sent) < _READS_AHEAD:
+        if self._waiting and self._reads_sent() < _READS_AHEAD:
             chunk = self._waiting.popleft()
             commands = chunk.update.reads(chunk)
             self._wire.send(commands)
             self._sent.append((chunk, len(commands)))
+
+    def _reads_sent(self) -> int:
+        return sum(isinstance(sent, _Chunk) for sent, _ in self._sent)
 
     def _write(self, chunk: _Chunk, read: list[bytes | None]) -> None:
         written, commands = chunk.update.writes(chunk, iter(read))
@@ -211,13 +235,13 @@ class _Run:
             self._wire.send(commands)
             self._sent.append((written, len(commands)))
 
-    def _acknowledge(self, written: _Written) -> None:
+    def _acknowledge(self, written: _Written, replies: int) -> None:
         try:
-            accepted = self._wire.receive(len(written.numbers))
+            accepted = [done for group in self._wire.receive(replies) for done in group]
         except redis.exceptions.NoScriptError:
             script, accepted = self._store.script(renew=True), [0] * len(written.numbers)
             for update in self._updates:
-                update.renew(script)
+                update.script = script
         refused = written.update.settle(written, accepted)
         if refused:
             self._store.refused += len(refused)

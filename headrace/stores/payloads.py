@@ -20,7 +20,7 @@ from headrace.catalog.definitions import Source
 from headrace.errors import RequestError
 from headrace.stores.stream import Format
 
-__all__ = ["Batch", "arrow_batches", "column_batches", "ndjson_batches"]
+__all__ = ["Batch", "arrow_batches", "column_batches", "ndjson_batches", "refuse_topic"]
 
 ENTRY_EVENTS = 5_000
 ENTRY_BYTES = 4 << 20
@@ -34,6 +34,15 @@ class Batch:
     format: Format
     payload: bytes
     count: int
+
+
+def refuse_topic(source: Source) -> None:
+    """Raises RequestError for a source whose events are not pushed."""
+    if source.kafka is not None:
+        raise RequestError(
+            f"Events of {source.name!r} come from the Kafka topic {source.kafka.topic!r} at {source.kafka.servers}; "
+            "produce to the topic instead of pushing."
+        )
 
 
 def column_batches(source: Source, columns: Mapping[str, Any]) -> list[Batch]:

@@ -67,7 +67,7 @@ class Arrived:
 def expiry_ms(catalog: Catalog, view: FeatureView) -> int:
     """How long a key of the view's entities lives after a write: one constant for all of its views, 0 for ever."""
     lengths: list[int | None] = []
-    for other in catalog.views:
+    for other in catalog.stored_views:
         if sorted(other.entities) == sorted(view.entities):
             windows = [agg.window_us and agg.window_us + agg.hop_us for agg in other.aggregations]
             lengths += windows if other.kind == "windowed" else [other.ttl_us]

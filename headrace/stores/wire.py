@@ -12,7 +12,7 @@ from typing import Any
 import hiredis
 import redis
 
-__all__ = ["Wire", "command_template"]
+__all__ = ["Wire", "command_template", "pack_command"]
 
 _RECEIVE_BYTES = 1 << 18
 _ERRORS: dict[str, type[redis.RedisError]] = {
@@ -34,6 +34,19 @@ def command_template(*parts: bytes | int | None) -> bytes:
     return b"".join(packed)
 
 
+_LENGTHS = [b"\r\n$%d\r\n" % n for n in range(1 << 13)]
+"""What stands before a part of each of the lengths that most have."""
+
+
+def pack_command(parts: Sequence[bytes]) -> bytes:
+    """A command's bytes."""
+    if max(map(len, parts)) < len(_LENGTHS):
+        pieces = [piece for part in parts for piece in (_LENGTHS[len(part)], part)]
+    else:
+        pieces = [piece for part in parts for piece in (b"\r\n$%d\r\n" % len(part), part)]
+    return b"".join([b"*%d" % len(parts), *pieces, b"\r\n"])
+
+
 def _reply_error(text: str) -> redis.RedisError:
     return _ERRORS.get(text.partition(" ")[0], redis.ResponseError)(text)
 
@@ -43,6 +56,8 @@ class Wire:
 
     Any failure closes it, so that no late reply can be taken for another's, and raises redis.RedisError.
     """
+
+    keys_per_command = 32
 
     def __init__(self, store: redis.Redis) -> None:
         self._pool = store.connection_pool
@@ -61,15 +76,16 @@ class Wire:
     def receive(self, n: int) -> list[Any]:
         """The next `n` replies. If one of them is an error, raises it after all have been read."""
         replies: list[Any] = []
+        gets = self._reader.gets
         while len(replies) < n:
-            reply = self._reader.gets()
+            reply = gets()
             if reply is not False:
                 replies.append(reply)
             else:
                 self._feed()
-        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        if error is not None:
-            raise error
+                gets = self._reader.gets
+        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):
+            raise next(reply for reply in replies if isinstance(reply, Exception))
         return replies
 
     def _feed(self) -> None:

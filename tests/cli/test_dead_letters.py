@@ -136,7 +136,7 @@ def test_dead_letters_are_listed_and_replayed_once(project: Project) -> None:
 
     assert "Replayed 0 dead letters of payments." in project.ok("dead-letters", "replay", "--source", "payments")
     project.define(1_000)
-    project.ok("apply")
+    project.ok("apply", "--rebuild")
     project.catch_up()
     said = project.ok("dead-letters", "replay", "--source", "payments")
     assert "Replayed 1 dead letter of payments." in said

@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def child(code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> supervisor.Child:
-    monkeypatch.setattr(supervisor, "_command", lambda name, settings: [sys.executable, "-c", code])
+    monkeypatch.setattr(supervisor, "command_of", lambda name, settings: [sys.executable, "-c", code])
     made = supervisor.Child("worker", Settings(data_dir=Path("unused")))
     while "up" not in capsys.readouterr().out:
         time.sleep(0.01)

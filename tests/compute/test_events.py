@@ -83,9 +83,12 @@ def test_under_the_event_clock_arrival_is_the_running_maximum() -> None:
     assert seconds == [2, 2, 4] and batch.watermark_us == batch.event_time_us.max()
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 15)), max_size=30), st.integers(1, 5))
+IDS = st.sampled_from(["a", "b", "c", None])
+
+
+@given(st.lists(st.tuples(IDS, st.integers(0, 15)), max_size=30), st.integers(1, 5), st.integers(0, 10))
 @settings(deadline=None)
-def test_repeats_equal_the_loop(pushes: list[tuple[str, int]], batch_size: int) -> None:
+def test_repeats_equal_the_loop(pushes: list[tuple[str | None, int]], batch_size: int, remembered: int) -> None:
     minute = 60_000
     now, entries, events = 1_700_000_000_000, [], []
     for i, (event_id, gap) in enumerate(pushes):
@@ -94,11 +97,13 @@ def test_repeats_equal_the_loop(pushes: list[tuple[str, int]], batch_size: int) 
         entries.append(ndjson({"id": event_id, "ts": TS}, offset=offset))
         events.append(NaiveEvent("k", 0, (0, offset, 0), event_id=event_id, arrival_us=now * 1000))
     marker, kept = Deduplicator(SOURCE), []
+    marker.remember([e.event_id for e in events[:remembered]], [e.arrival_us for e in events[:remembered]])
+    entries, due = entries[remembered:], without_repeats(events, SOURCE.dedup_horizon_us)
     for start in range(0, len(entries), batch_size):
         batch = parse_entries(SOURCE, 0, entries[start : start + batch_size], "wall", None)
         marker.mark(batch)
         kept += batch.offset[~batch.is_repeat].tolist()
-    assert kept == [event.position[1] for event in without_repeats(events, SOURCE.dedup_horizon_us)]
+    assert kept == [event.position[1] for event in due if event in events[remembered:]]
 
 
 FORMS = ["2013-01-01", "2013-01-01T05", "2013-01-01 05:06", "2013-01-01T05:06:07.5", "2013-01-01T05:06:07+01:00"]

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
-from naive import NaiveEvent
 from scenario import (
     NEWEST,
     PARTS,
     SECOND_US,
-    assert_equals_oracle,
     catalog,
     naive_event,
     ndjson,
-    plain_value,
     random_rows,
-    with_key,
 )
+from stored import assert_store_equals_oracle
 
 from headrace.catalog.definitions import Catalog
 from headrace.compute.events import parse_entries
@@ -28,7 +24,6 @@ from headrace.errors import StaleCatalogError, StoreLostError
 from headrace.read.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
-from headrace.stores.codec.header import build_of
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
@@ -191,20 +186,6 @@ def test_events_that_the_stream_lost_come_from_the_archive(tmp_path: Path) -> No
         pass
     assert_store_equals_oracle(store, definitions, history, max(e.time_us for e in history) + 1)
     detach(settings.data_dir)
-
-
-def assert_store_equals_oracle(store: redis.Redis, definitions: Catalog, history: list[NaiveEvent], t_us: int) -> None:
-    for view, parts in zip(definitions.views, [(0,), (0, 1), (1,)], strict=True):
-        build = Markers(store, definitions.project).begin_build(view)
-        events = with_key(history, parts)
-        for key in {event.key for event in events}:
-            ordered = [key[parts.index(p)] for p in sorted(parts, key=lambda p: ("who", "site")[p])]
-            redis_key = entity_key(entity_prefix(definitions.project, view.entities), ordered)
-            (blob,) = OnlineStore(store).read([redis_key], layout_field(view))
-            assert blob is not None and build_of(blob) == build
-            shown = step_values(view, [blob], np.array([t_us])).columns
-            got = {name: plain_value(column[0].as_py()) for name, column in shown.items()}
-            assert_equals_oracle(view, got, events, key, t_us)
 
 
 def test_a_column_added_later_is_null_in_what_older_producers_pushed() -> None:

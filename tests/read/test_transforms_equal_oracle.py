@@ -270,3 +270,34 @@ def test_one_poisonous_event_costs_one_event(settings: Settings, tmp_path: Path)
     assert [(each["view"], each["index"]) for each in (letter, other)] == [("spread", 700), ("newest", 700)]
     assert letter["reason"] == "transform: ValueError: poison"
     assert b'"word":"50%,"' in letter["payload"]
+
+
+def test_a_function_that_cannot_run_here_stops_its_own_source(settings: Settings, tmp_path: Path) -> None:
+    good = definitions("missing", PANDAS, "pandas")
+    others = dataclasses.replace(PARTS, name="others")
+    broken = "import no_such_module\n" + PANDAS
+    views = tuple(
+        dataclasses.replace(view, transform=dataclasses.replace(view.transform, code=broken))
+        for view in good.views
+        if view.transform
+    )
+    counts = dataclasses.replace(
+        good.views[0], name="counts", source="others", transform=None, expectations=(),
+        aggregations=AGGREGATIONS[:1], features=FEATURES[:1],
+    )  # fmt: skip
+    service = Service("all", (ViewReference("counts", "counts", (FEATURES[0].name,)),))
+    catalog = dataclasses.replace(good, sources=(PARTS, others), views=(*views, counts), services=(service,))
+    store = open_store(settings)
+    worker = fresh_worker(store, OfflineStore(tmp_path), catalog)
+    for _ in range(2):
+        rows = [{"id": None, "who": "a", "short": 2, "word": "w", "ts": moment(SECOND_US)}] * 3
+        for source in ("parts", "others"):
+            EventStream(store, "missing").append(source, "ndjson", ndjson(rows), len(rows))
+        while worker.step(block_ms=1):
+            pass
+        assert "no_such_module" in worker._stops.held["parts", 0]
+        worker = fresh_worker(store, OfflineStore(tmp_path), catalog)
+    result = ask(settings, catalog)
+    assert dict(zip(result.names, result.columns, strict=True))["count_*_60"].to_pylist()[WORDS.index("a")] == 6
+    applied = worker._markers.applied("source", [("parts", 0), ("others", 0)])
+    assert [held.total if held else 0 for held in applied.values()] == [0, 6]

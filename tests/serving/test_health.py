@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from shop import CARD_SPEND, Live, now, shop
 
+import serving.state
 from headrace.errors import SettingsError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
-from headrace.stores.keys import markers_key
+from headrace.stores.keys import catalog_key, markers_key
 from headrace.stores.markers import ready_field
 from serving.run import bind
 from serving.state import open_state
@@ -33,6 +34,28 @@ def test_a_view_without_its_marker_makes_the_server_unready_and_its_lookups_503(
         assert (lookup.status_code, lookup.headers["retry-after"]) == (503, "1")
         store.hset(key, field, held)  # type: ignore[arg-type]
     assert live.http.get("/ready").status_code == 200
+
+
+def test_a_server_that_cannot_confirm_its_catalog_does_not_answer(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"feature_service": "card_v1", "entities": {"card_id": ["a"]}}
+    with monkeypatch.context() as patch:
+        patch.setattr(serving.state, "CONFIRM_S", -1.0)
+        reply = live.http.get("/ready")
+        assert reply.status_code == 503 and "confirmed within" in reply.json()["problem"]
+        lookup = live.http.post("/get-online-features", json=body)
+        assert lookup.status_code == 503 and "confirmed within" in lookup.text
+    assert live.http.get("/ready").status_code == 200
+    with open_store(live.settings) as store, monkeypatch.context() as patch:
+        patch.setattr(serving.state, "CONFIRM_S", 1.5)
+        held = store.getdel(catalog_key("shop"))
+        deadline = time.monotonic() + 10
+        while live.http.get("/ready").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        store.set(catalog_key("shop"), held)  # type: ignore[arg-type]
+        while live.http.get("/ready").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_new_catalog_is_taken_without_dropping_a_request(live: Live) -> None:

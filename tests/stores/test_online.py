@@ -106,6 +106,16 @@ def test_a_writer_renews_the_expiry_now_and_then_in_event_time(store: redis.Redi
     assert step_us <= RENEW_MS * 1_000
 
 
+def test_a_writer_who_knows_of_shorter_windows_does_not_shorten_the_life_of_a_key(store: redis.Redis) -> None:
+    key, other = b"headrace:lives", b"headrace:lives for ever"
+    for field, ttl_ms in [("short", 60_000), ("long", 600_000), ("short", 60_000), ("last", 60_000)]:
+        OnlineStore(store).update(Update([key], field, _count_up, ttl_ms))
+        assert (store.pttl(key) > 60_000) == (field != "short" or store.hlen(key) > 1)
+    for ttl_ms in (0, 60_000):
+        OnlineStore(store).update(Update([other], "f", _count_up, ttl_ms))
+        assert store.pttl(other) == -1
+
+
 def test_the_cache_forgets_the_oldest_when_it_is_full() -> None:
     cache, keys = BlobCache(10_000), [b"%d" % i for i in range(100)]
     for key in keys:

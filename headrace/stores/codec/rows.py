@@ -1,7 +1,7 @@
 """The bytes of a plain or batch view's value: the newest row of one key.
 
 After the header, little-endian and packed:
-    i64 event time in microseconds, i64 offset, u32 index, u16 partition, u8 rank: the row's place in the order
+    i64 event time in microseconds, i64 offset, u32 index, i16 partition, u8 rank: the row's place in the order
     null bitmap, one bit per feature in declared order (1 is null), least significant first
     per feature its value in its declared type (bool u8, timestamp i64; a string's length in bytes, u32)
     the strings, in declared order
@@ -39,7 +39,7 @@ __all__ = [
 
 BATCH, STREAM, DIRECT = 0, 1, 2
 
-ORDER = np.dtype([("time_us", "<i8"), ("offset", "<i8"), ("index", "<u4"), ("partition", "<u2"), ("rank", "u1")])
+ORDER = np.dtype([("time_us", "<i8"), ("offset", "<i8"), ("index", "<u4"), ("partition", "<i2"), ("rank", "u1")])
 _STORED = {
     DType.INT32: "<i4",
     DType.INT64: "<i8",

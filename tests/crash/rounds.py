@@ -1,0 +1,109 @@
+"""One round: start everything, push and watch, let faults happen, quiesce, compare."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crash.chaos import FAULTS, ROUNDS, schedule
+from crash.machine import Machine
+from crash.oracle import check_archive, check_values
+from crash.pusher import Ledger, Pusher
+from crash.watcher import Watcher
+from crash.world import catalog
+
+PUSHERS = 2
+
+
+@dataclass
+class Round:
+    """What a seed draws, and what came of it."""
+
+    seed: int
+    kinds: list[str]
+    appendfsync: str
+    clock: str
+    workers: int
+    done: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        setting = f"seed {self.seed}: appendfsync {self.appendfsync}, clock {self.clock}, {self.workers} workers"
+        return "\n  ".join([setting, *(note for _, note in self.done), *self.notes])
+
+
+def draw(seed: int) -> Round:
+    rng = random.Random(f"round {seed}")
+    kinds = schedule(seed)
+    workers = max(rng.choice([1, 2]), *(FAULTS[kind].workers for kind in kinds))
+    appendfsync = "everysec" if seed % ROUNDS == ROUNDS - 1 else "always"
+    return Round(seed, kinds, appendfsync, rng.choice(["wall", "event"]), workers)
+
+
+def run(seed: int, folder: Path) -> Round:
+    """Raises AssertionError for whatever does not hold, with the seed, what was done and the ends of the logs."""
+    this = draw(seed)
+    machine = Machine(folder, catalog(this.clock), this.workers, this.appendfsync)
+    try:
+        _run(this, machine)
+    except Exception as error:
+        raise AssertionError(f"{this}\n{error}\nlogs in {folder}\n{machine.tails()}") from error
+    return this
+
+
+def _run(this: Round, machine: Machine) -> None:
+    rng = random.Random(f"chaos {this.seed}")
+    ledger = Ledger()
+    with machine.running():
+        pushers = [Pusher(n, this.seed, machine.url, ledger) for n in range(PUSHERS)]
+        watcher = Watcher(machine.url, machine.losses)
+        for thread in (*pushers, watcher):
+            thread.start()
+        try:
+            _hurt(this, machine, rng)
+        finally:
+            machine.heal()
+            for pusher in pushers:
+                pusher.stopping.set()
+            for pusher in pushers:
+                pusher.join(70)
+        _finish(this, machine, pushers, ledger)
+        watcher.stopping.set()
+        watcher.join(10)
+        _conclude(this, machine, watcher, ledger, rng)
+
+
+def _hurt(this: Round, machine: Machine, rng: random.Random) -> None:
+    started = time.monotonic()
+    for kind in this.kinds:
+        time.sleep(rng.uniform(0.1, 0.8))
+        at_s = time.monotonic() - started
+        note = FAULTS[kind].action(machine, rng)
+        this.done.append((kind, f"{at_s:5.1f} s {kind}: {note}"))
+    time.sleep(rng.uniform(0.1, 0.5))
+
+
+def _finish(this: Round, machine: Machine, pushers: list[Pusher], ledger: Ledger) -> None:
+    for pusher in pushers:
+        if pusher.failure is not None:
+            raise pusher.failure
+    machine.wait_until_ready()
+    for pusher in pushers:
+        pusher.close()
+    streams = machine.wait_until_caught_up()
+    lags = {name: row["lag"] for name, row in streams.items() if row["lag"]}
+    this.notes.append(f"caught up; lag {lags or 'none'}; {ledger.retries} retries")
+    assert not ledger.refusals, f"pushes were refused: {ledger.refusals[:5]}"
+
+
+def _conclude(this: Round, machine: Machine, watcher: Watcher, ledger: Ledger, rng: random.Random) -> None:
+    history, lost = check_archive(machine, ledger)
+    counted = sum(map(len, history.values()))
+    starts = {child.name: child.starts for child in machine.children}
+    this.notes.append(
+        f"{len(ledger.sent)} events sent, {counted} counted, {lost} lost as allowed; starts {starts}; {watcher.replies}"
+    )
+    check_values(machine, history, rng)
+    assert not watcher.problems, "\n".join(watcher.problems[:5])
