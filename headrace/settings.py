@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=16 << 20, ge=1, description="Largest request body in bytes.")
     stream_budget: int = Field(
-        default=2 << 30, ge=1, description="Most bytes of events that a stream's partition holds; past it a push waits."
+        default=4 << 30, ge=1, description="Most bytes of events that a stream's partition holds; past it a push waits."
     )
     stream_keep: float = Field(
         default=600.0, ge=0, description="Seconds of the stream kept behind worker and archiver before it is trimmed."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headrace.catalog.definitions import Source
+from headrace.stores.layout_markers import store_time_us
 from headrace.stores.markers import Applied, Markers
 from headrace.stores.stream import EventStream, arrival_us, offset_at
 
@@ -25,7 +26,8 @@ class Trimmer:
 
     def step(self, archived: Mapping[tuple[str, int], tuple[Source, Applied]]) -> int:
         """Trims every partition behind its marker of the worker and behind its place in `archived`; returns how many
-        entries went. What arrived at most the source's dedup horizon, or the time to keep, before that place stays."""
+        entries went. What arrived at most the source's dedup horizon, or the time to keep, before that place stays; before
+        the present, where both have all."""
         applied = self._markers.applied("source", archived)
         published = self._markers.applied("archived", archived)
         done = 0
@@ -35,11 +37,15 @@ class Trimmer:
         return done
 
     def _trim(self, source: Source, partition: int, behind: int) -> int:
+        newest = self._stream.head(source.name, partition) if behind else None
+        if newest is None or newest.offset < behind:  # an end that was lost: its count stands before it
+            return 0
+        # Nothing may ever come after what both have: pushes that the budget refuses wait for this to go on.
+        reached_us = store_time_us(self._stream.store) if newest.offset == behind else arrival_us(behind)
         keep_us = max(source.dedup_horizon_us, self._keep_us)
-        upto = offset_at(arrival_us(behind) - keep_us) - 1
+        upto = min(offset_at(reached_us - keep_us), behind) - 1
         last = self._stream.last_upto(source.name, partition, upto) if upto > 0 else None
-        newest = self._stream.head(source.name, partition) if last is not None else None
-        if last is None or newest is None or newest.offset < behind:  # an end that was lost: its count stands before it
+        if last is None:
             return 0
         self._markers.raise_applied(
             "trimmed", source.name, partition, Applied(last.offset, last.count - 1, last.total, None)

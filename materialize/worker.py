@@ -76,6 +76,13 @@ class _Ahead:
         found, self.found = self.found, {}
         return found
 
+    def leave_out(self, place: Place) -> None:
+        """Drops what is of one place. The others' batches stay: their ids are remembered, read again they would
+        repeat."""
+        self.found.pop(place, None)
+        self.batches.pop(place, None)
+        self.behind = None
+
 
 class Worker:
     """One catalog's worker. Not thread-safe; two at once are right but wasteful."""
@@ -245,7 +252,7 @@ class Worker:
 
     def _stop(self, place: Place, problem: DataError) -> None:
         del self._readers[place]
-        self._ahead = _Ahead()
+        self._ahead.leave_out(place)
         self._stops.set({**self._stops.held, place: str(problem)})
         log.error("stopped, the other streams go on", source=place[0], problem=str(problem))
 
@@ -315,7 +322,7 @@ class Worker:
         found = self._stream.read({place: applied.offset for place, applied in after.items()}, self._entries, 0)
         for place, entries in found.items():
             self._ahead.batches[place] = self._parse(self._readers[place], entries, after[place])
-        self._ahead.found = found
+            self._ahead.found[place] = entries
 
     def _apply(self, reader: _Reader, entries: Sequence[Entry], is_last: bool) -> int:
         place = (reader.source.name, reader.partition)

@@ -247,6 +247,6 @@ def test_compaction_by_order_of_the_command(settings: Settings, store: redis.Red
         stop.set()
         thread.join()
     assert done.exit_code == 0
-    assert "\nparts: " in done.output and done.output.endswith("\nwrites/newest: nothing archived yet\n")
+    assert "parts: " in done.output and done.output.endswith("\nwrites/newest: nothing archived yet\n")
     done = CliRunner().invoke(compact_command, where)
     assert "names of sources or --all" in str(done.exception)

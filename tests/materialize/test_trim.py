@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_only_what_both_consumers_had_for_long_enough_leaves_the_stream(world: W
     trimmed, head = world.mark("trimmed"), world.stream.head(*PLACE)
     assert trimmed is not None and head is not None
     assert (trimmed.offset, trimmed.total) == (offsets[-2], head.before)
+
+
+def test_what_both_have_leaves_with_time_though_nothing_comes_after_it(world: World) -> None:
+    for _ in range(4):
+        world.push()
+    world.apply()
+    world.archive()
+    trimmer = Trimmer(world.stream, world.markers, 1.0)
+    both = {PLACE: (SHORT, world.archiver._lanes[PLACE].archived or Applied())}
+    assert trimmer.step(both) == 0
+    time.sleep(1.1)
+    assert trimmer.step(both) == 3
 
 
 def test_what_the_worker_has_not_applied_stays(world: World) -> None:

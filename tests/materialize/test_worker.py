@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scenario import (
+    BY_WHO,
     NEWEST,
     PARTS,
     SECOND_US,
@@ -24,6 +25,7 @@ from headrace.errors import StaleCatalogError, StoreLostError
 from headrace.read.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
+from headrace.stores.codec.header import ROWS
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
@@ -35,6 +37,7 @@ from materialize.archiver import Archiver
 from materialize.worker import Worker
 
 START_US = 1_000_000 * SECOND_US
+EVER = BY_WHO.features[1].name
 
 
 def test_workers_at_once_count_every_event_once(settings: Settings) -> None:
@@ -61,6 +64,44 @@ def test_workers_at_once_count_every_event_once(settings: Settings) -> None:
         thread.join()
     assert_store_equals_oracle(store, definitions, history, max(e.time_us for e in history) + 1)
     assert sum(worker._online.refused for worker in workers) > 0, "no write was ever refused: the test tests nothing"
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_what_was_read_ahead_of_others_outlives_a_partition_that_stops(settings: Settings, stopped: int) -> None:
+    store, project = open_store(settings), f"ahead{stopped}"
+    definitions = replace(catalog(project=project), sources=(replace(PARTS, partitions=2),))
+    worker, stream = Worker(store, OfflineStore(settings.data_dir), definitions), EventStream(store, project)
+    keys = [entity_key(entity_prefix(project, ["who"]), [str(partition)]) for partition in range(2)]
+    worker.start()
+
+    def push(batch: str) -> None:
+        for partition in range(2):
+            row = {"id": batch, "who": str(partition), "ts": "2023-01-01T00:00:00Z"}
+            stream.append(PARTS.name, "ndjson", ndjson([row]), 1, partition)
+
+    def spoil() -> None:
+        (blob,) = OnlineStore(store).read([keys[stopped]], layout_field(BY_WHO))
+        assert blob is not None
+        store.hset(keys[stopped], layout_field(BY_WHO), blob[:1] + bytes([ROWS]) + blob[2:])  # type: ignore[arg-type]
+
+    def meanwhile() -> None:
+        if not worker._ahead.found and worker._ahead.behind is not None:
+            push("ahead")
+        worker._look_ahead()
+
+    push("first")
+    assert worker.step() == 2
+    worker._online.meanwhile = meanwhile
+    push("second")
+    if stopped == 1:  # the last of its round, when its refused write is read again
+        spoil()
+    worker.step()
+    if stopped == 0:  # one before others of its round
+        spoil()
+    worker.step()
+    assert set(worker._stops.held) == {(PARTS.name, stopped)}
+    held = OnlineStore(store).read([keys[1 - stopped]], layout_field(BY_WHO))
+    assert step_values(BY_WHO, held, np.array([2**60])).columns[EVER].to_pylist() == [3]
 
 
 def test_a_marker_is_never_lowered(settings: Settings) -> None:

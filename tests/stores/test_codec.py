@@ -15,7 +15,7 @@ from headrace.stores.codec.rows import ORDER, decode_order, decode_rows, encode_
 
 OFFSETS = st.integers(0, 2**63 - 1)
 PLACES = st.dictionaries(
-    st.tuples(st.integers(0, 1), st.integers(0, 2**16 - 1)), st.tuples(OFFSETS, st.integers(0, 2**32 - 1)), max_size=4
+    st.tuples(st.integers(0, 1), st.integers(-1, 2**15 - 1)), st.tuples(OFFSETS, st.integers(0, 2**32 - 1)), max_size=4
 )
 VIEW = FeatureView(
     "rows", "plain", ("who",), tuple(Column(name, dtype) for name, dtype in DTYPES.items()), "f", source="s"

@@ -162,7 +162,10 @@ def test_a_new_enough_server_on_the_path_comes_first_and_an_old_one_is_passed_ov
     ("url", "message"),
     [
         ("redis://user:secret@127.0.0.1:1/0", r"must be reachable, but redis://\*\*\*@127.0.0.1:1/0 does not answer"),
-        ("http://user:secret@127.0.0.1:1", r"must be a redis://, rediss:// or unix:// URL, got 'http://\*\*\*@"),
+        (
+            "http://user:secret@127.0.0.1:1",
+            r"must be a redis://, rediss://, unix:// or redis\+cluster:// URL, got 'http://\*\*\*@",
+        ),
         ("unix:///nowhere.sock?password=secret", "must be reachable, but unix:///nowhere.sock does not answer"),
     ],
 )
