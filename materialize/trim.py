@@ -26,8 +26,8 @@ class Trimmer:
 
     def step(self, archived: Mapping[tuple[str, int], tuple[Source, Applied]]) -> int:
         """Trims every partition behind its marker of the worker and behind its place in `archived`; returns how many
-        entries went. What arrived at most the source's dedup horizon, or the time to keep, before that place stays; before
-        the present, where both have all."""
+        entries went. What arrived at most the source's dedup horizon, or the time to keep, before that place stays;
+        before the present, where both have all."""
         applied = self._markers.applied("source", archived)
         published = self._markers.applied("archived", archived)
         done = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import redis
 import structlog
@@ -35,6 +35,7 @@ from headrace.stores.offline import OfflineStore
 from headrace.stores.one_run import one_run
 from headrace.stores.online import OnlineStore
 from headrace.stores.stream import Entry, EventStream
+from materialize.ahead import Ahead, first_of
 from materialize.erase import ForgottenKeys
 from materialize.forget import Forgetter
 from materialize.imported import extend_back, is_importing, replay_imports
@@ -47,7 +48,7 @@ __all__ = ["Worker"]
 Place = tuple[str, int]
 
 _BATCH_EVENTS = 100_000
-_BATCH_ENTRIES = (100, 2_000)
+_BATCH_ENTRIES = (20, 2_000)
 BLOCK_MS = 200
 
 log = structlog.get_logger(__name__)
@@ -61,27 +62,6 @@ class _Reader:
     partition: int
     applied: Applied
     memory: Deduplicator
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """What was read and parsed while the store took the batch before; `behind` is where that batch ends, if it is the
-    last of its round."""
-
-    found: dict[Place, list[Entry]] = field(default_factory=dict)
-    batches: dict[Place, EventBatch] = field(default_factory=dict)
-    behind: dict[Place, Applied] | None = None
-
-    def take(self) -> dict[Place, list[Entry]]:
-        found, self.found = self.found, {}
-        return found
-
-    def leave_out(self, place: Place) -> None:
-        """Drops what is of one place. The others' batches stay: their ids are remembered, read again they would
-        repeat."""
-        self.found.pop(place, None)
-        self.batches.pop(place, None)
-        self.behind = None
 
 
 class Worker:
@@ -106,7 +86,7 @@ class Worker:
         self._kept: dict[str, Kept] = {}
         self._completed = 0
         self._entries = _BATCH_ENTRIES[0]
-        self._ahead = _Ahead()
+        self._ahead = Ahead()
         self._shares = ViewShares(store, catalog, ForgottenKeys(self._stream, offline))
         self._forgetter = Forgetter(self._stream, offline)
 
@@ -237,11 +217,8 @@ class Worker:
         if not after:
             time.sleep(block_ms / 1_000)
             return 0
-        found = self._ahead.take() or self._stream.read(after, self._entries, block_ms)
+        found = self._ahead.take() or self._read(after, block_ms)
         self._check(found)
-        sizes = [entry.count for place in found if place[0] not in self._stream.topics for entry in found[place]]
-        if sizes:  # as many entries next time as make a batch worth its round trips and bounded in memory
-            self._entries = min(max(_BATCH_EVENTS * len(sizes) // sum(sizes), _BATCH_ENTRIES[0]), _BATCH_ENTRIES[1])
         done = 0
         for left, (place, entries) in zip(reversed(range(len(found))), found.items(), strict=True):
             try:
@@ -255,6 +232,16 @@ class Worker:
         self._ahead.leave_out(place)
         self._stops.set({**self._stops.held, place: str(problem)})
         log.error("stopped, the other streams go on", source=place[0], problem=str(problem))
+
+    def _read(self, after: Mapping[Place, int], block_ms: int) -> dict[Place, list[Entry]]:
+        """The next entries, as many as make a batch that is worth its round trips and bounded in memory: of entries
+        larger than those before, the first; the others are read again."""
+        found = self._stream.read(after, self._entries, block_ms)
+        streamed = [place for place in found if place[0] not in self._stream.topics]
+        sizes = [entry.count for place in streamed for entry in found[place]]
+        if sizes:
+            self._entries = min(max(_BATCH_EVENTS * len(sizes) // sum(sizes), _BATCH_ENTRIES[0]), _BATCH_ENTRIES[1])
+        return found | {place: first_of(found[place], _BATCH_EVENTS) for place in streamed}
 
     def _check(self, found: Mapping[Place, Sequence[Entry]]) -> None:
         """Raises StaleCatalogError or StoreLostError before anything is written by what no longer holds."""
@@ -319,7 +306,7 @@ class Worker:
         if last is None or any(name in self._stream.topics for name, _ in self._readers):
             return
         after = {place: reader.applied for place, reader in self._readers.items() if place[1] != IMPORTS} | last
-        found = self._stream.read({place: applied.offset for place, applied in after.items()}, self._entries, 0)
+        found = self._read({place: applied.offset for place, applied in after.items()}, 0)
         for place, entries in found.items():
             self._ahead.batches[place] = self._parse(self._readers[place], entries, after[place])
             self._ahead.found[place] = entries

@@ -104,6 +104,20 @@ def test_what_was_read_ahead_of_others_outlives_a_partition_that_stops(settings:
     assert step_values(BY_WHO, held, np.array([2**60])).columns[EVER].to_pylist() == [3]
 
 
+def test_a_batch_is_bounded_when_entries_grow(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("materialize.worker._BATCH_EVENTS", 100)
+    store = open_store(settings)
+    worker, stream = Worker(store, OfflineStore(settings.data_dir), catalog(project="grow")), EventStream(store, "grow")
+    worker.start()
+    for count in [1] * 40 + [60] * 6 + [150]:
+        rows = [{"id": None, "who": "a", "ts": "2023-01-01T00:00:00Z"}] * count
+        stream.append(PARTS.name, "ndjson", ndjson(rows), count)
+    done = [worker.step(1) for _ in range(12)]
+    assert done[0] <= 100 and max(done) == 150 and sum(done) == 40 + 6 * 60 + 150
+    (held,) = (OnlineStore(store).read([entity_key(entity_prefix("grow", ["who"]), ["a"])], layout_field(BY_WHO)),)
+    assert step_values(BY_WHO, held, np.array([2**60])).columns[EVER].to_pylist() == [sum(done)]
+
+
 def test_a_marker_is_never_lowered(settings: Settings) -> None:
     markers = Markers(open_store(settings), "markers")
     big = 1 << 62
