@@ -21,6 +21,7 @@ from headrace.stores.keeper import find_server
 
 __all__ = ["Process", "StoreServer", "open_server", "run_json", "start_command"]
 
+LEASE_S = 600  # longer than a benchmark freezes a worker, which would otherwise stand by and start anew
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED: the time that all threads of a process ran, to the nanosecond
 
 
@@ -124,6 +125,7 @@ def start_command(server: StoreServer, name: str) -> Process:
         "HEADRACE_REPO": str(settings.repo),
         "HEADRACE_DATA_DIR": str(settings.data_dir),
         "HEADRACE_REDIS_URL": server.url,
+        "HEADRACE_LEASE": str(LEASE_S),
     }
     return Process([sys.executable, "-m", "headrace", name], server.folder / f"{name}.log", env)
 
