@@ -83,13 +83,18 @@ class Pipeline:
         (held,) = self._markers.applied("source", [(SOURCE, 0)]).values()
         return held.total if held else 0
 
+    def _pushed(self) -> int:
+        """How many events the stream has taken, whoever appended them."""
+        head = self.stream.head(SOURCE, 0)
+        return head.total if head else 0
+
     def drain(self, n: int, first_us: int, spacing_us: float) -> Drained:
         """Appends `n` events behind the back of the processes, then lets them take all of it."""
         processes: list[Process] = [self.worker, self.archiver]
         for process in processes:
             process.pause()
-        end = self.events.made + n
         self.events.feed(self.stream, n, first_us, spacing_us)
+        end = self._pushed()
         before = self._received_bytes()
         for process in processes:
             process.resume()

@@ -51,11 +51,14 @@ def test_workers_at_once_count_every_event_once(settings: Settings) -> None:
         offset = stream.append(PARTS.name, "ndjson", ndjson(rows), len(rows)).offset
         history += [naive_event(row, (0, offset, i), 0) for i, row in enumerate(rows)]
     workers = [Worker(open_store(settings), offline, definitions) for _ in range(3)]
+    together = threading.Barrier(len(workers))
 
     def work(worker: Worker) -> None:
         worker.start()
-        while worker.step(block_ms=1):
-            pass
+        for _ in range(25):
+            together.wait(30)
+            worker._entries = 2
+            worker.step(block_ms=1)
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
     for thread in threads:
