@@ -1,6 +1,7 @@
 # make demo    the whole path on a real year of flights
 # make test    set-up, check, tests
-# make nightly make test, then 50 rounds of the crash suite from seeds of the day (SEED=N for others)
+# make nightly make test, then thousands of scenarios against the oracle and 50 rounds of the crash suite from seeds of
+#              the day (SEED=N for others)
 # make check   lint, types, house rules
 # make up      store, worker, archiver, server and scheduler in this terminal
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
@@ -23,6 +24,7 @@ test: check
 	@$(BIN)/pytest
 
 nightly: test
+	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py
 	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
 
 check: $(READY)

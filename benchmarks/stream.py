@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.machine import StoreServer, open_server, run_json
 from benchmarks.report import Result, higher, lower, missing, print_results, write_results
 from benchmarks.stream_freshness import freshness
-from benchmarks.stream_sizes import bytes_per_entity, decode_us
+from benchmarks.stream_sizes import bytes_per_entity, row_times
 from benchmarks.stream_worker import Drained, Pipeline, pipeline
 
 __all__ = ["FULL", "QUICK", "Size", "measure"]
@@ -114,10 +114,11 @@ def _at_rest(running: Pipeline, feast_bytes: float, size: Size) -> list[Result]:
     for tiles in (1, 10, 100):
         held = bytes_per_entity(store, tiles)
         rows.append(lower(f"kept per entity and view, {tiles} tiles", "bytes", held, feast_bytes, "Feast, 12 values"))
-    base = decode_us(store, 1, size.repeats)
+    base = row_times(store, 1, size.repeats)
     for tiles in (10, 60, 180):
-        work = f"decode 1 row, 10 views x 3 windows, {tiles} tiles"
-        rows.append(lower(work, "us", decode_us(store, tiles, size.repeats), base, "ours at 1 tile"))
+        found, work = row_times(store, tiles, size.repeats), f"1 row, 10 views x 3 windows, {tiles} tiles"
+        rows.append(lower(f"decode {work}", "us", found.decode, base.decode, "ours at 1 tile"))
+        rows.append(lower(f"columns of {work}", "us", found.columns, base.columns, "ours at 1 tile"))
     return rows
 
 

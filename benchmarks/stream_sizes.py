@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from benchmarks.stream_events import PROJECT, SOURCE, windowed_view
 from headrace.catalog.definitions import Catalog, Column, Entity, FeatureView, Source
 from headrace.dtypes import DType
 from headrace.read.values import step_values
+from headrace.read.window_reader import window_reader
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.online import OnlineStore
 from headrace.stores.view_writes import Arrived, window_update
 
-__all__ = ["bytes_per_entity", "decode_us"]
+__all__ = ["RowTimes", "bytes_per_entity", "row_times"]
 
 ENTITIES = 50
 T_US = 1_700_006_400_000_000
@@ -49,16 +52,31 @@ def bytes_per_entity(store: redis.Redis, tiles: int) -> float:
     return float(np.mean(sizes))
 
 
-def decode_us(store: redis.Redis, tiles: int, repeats: int = 200) -> float:
-    """Microseconds, at best, to read one row of 10 views x 3 windows whose values hold `tiles` tiles per window."""
+@dataclass(frozen=True, slots=True)
+class RowTimes:
+    """Microseconds, at best, for one row of 10 views x 3 windows: to decode the values of its features alone, and to
+    make the columns of a lookup of them."""
+
+    decode: float
+    columns: float
+
+
+def row_times(store: redis.Redis, tiles: int, repeats: int = 200) -> RowTimes:
+    """What a row costs whose values hold `tiles` tiles per window."""
     view = windowed_view("decode", "card", (HOUR_US // 2, HOUR_US, 3 * HOUR_US), tiles=180)
     keys = _write(store, f"{PROJECT}-decode-{tiles}", view, tiles)
     held = OnlineStore(store).read(keys[:1], layout_field(view))
-    t_us = np.array([T_US])
+    reader, t_us = window_reader(view), np.array([T_US])
+    return RowTimes(
+        _best_us(lambda: reader.read(held[0], T_US), repeats), _best_us(lambda: step_values(view, held, t_us), repeats)
+    )
+
+
+def _best_us(read: Callable[[], object], repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(VIEWS):
-            step_values(view, held, t_us)
+            read()
         best = min(best, time.perf_counter() - start)
     return best * 1e6

@@ -15,8 +15,9 @@ from headrace.stores.embedded import detach
 hypothesis.settings.register_profile("headrace", deadline=None)
 hypothesis.settings.load_profile("headrace")
 
-for name in [name for name in os.environ if name.startswith("HEADRACE_") and "CRASH" not in name]:
-    del os.environ[name]
+for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+    if not name.startswith(("HEADRACE_CRASH_", "HEADRACE_ORACLE_")):
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import redis
 from headrace.errors import StoreLostError
 from headrace.stores.blob_cache import BlobCache
 from headrace.stores.cluster import ClusterWire, wire_of
-from headrace.stores.codec.header import BUILD, HEAD_BYTES, NEWEST, POSITION_BYTES, build_of
+from headrace.stores.codec.header import BUILD, NEWEST, build_of, header_size
 from headrace.stores.wire import Wire, command_template, pack_command
 
 __all__ = ["RENEW_MS", "Merge", "OnlineStore", "Update"]
@@ -149,7 +149,7 @@ class _Prepared:
         for k, guess, old, new in zip(chunk.numbers, chunk.known, held, merged, strict=True):
             if new is None:
                 continue
-            header = b"" if old is None else old[: HEAD_BYTES + POSITION_BYTES * (old[2] | old[3] << 8)]
+            header = b"" if old is None else old[: header_size(old)]
             if guess is not None and guess[_RENEWED] == new[_RENEWED]:
                 same.append((k, header, new))
             else:

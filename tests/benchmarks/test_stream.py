@@ -9,7 +9,7 @@ from benchmarks.machine import open_server
 from benchmarks.report import Result, higher, lower, missing, print_results, write_results
 from benchmarks.stream_events import KEYS, Events
 from benchmarks.stream_freshness import freshness
-from benchmarks.stream_sizes import bytes_per_entity, decode_us
+from benchmarks.stream_sizes import bytes_per_entity, row_times
 from benchmarks.stream_worker import Drained, pipeline
 
 
@@ -53,4 +53,5 @@ def test_a_small_run_measures_everything(tmp_path) -> None:  # type: ignore[no-u
         fresh = freshness(running, 2_000, 0.5)
         assert 0 < fresh.p50_ms <= fresh.p99_ms <= fresh.worst_ms
         assert bytes_per_entity(running.store, 1) < bytes_per_entity(running.store, 10)
-        assert decode_us(running.store, 2, repeats=2) > 0
+        times = row_times(running.store, 2, repeats=2)
+        assert 0 < times.decode < times.columns
