@@ -95,7 +95,8 @@ def _raw_until(catalog: Catalog, name: str, keep_s: float) -> str:
         return f"as long as topic {source.kafka.topic!r} keeps them"
     horizon_us = source.dedup_horizon_us if source is not None else 600_000_000
     keep_us = max(horizon_us, int(keep_s * 1_000_000))
-    return f"trimmed with events that arrive after {rfc3339(time.time_ns() // 1_000 + keep_us)}"
+    until = rfc3339(time.time_ns() // 1_000 + keep_us)
+    return f"trimmed after {until}; the newest entry once another has come"
 
 
 def _answer(
