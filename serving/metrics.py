@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.read.lookup import LookupResult
 from headrace.stores.counters import Counted
 
 __all__ = ["Metrics", "MetricsMiddleware"]
@@ -33,6 +34,12 @@ class Metrics:
             registry=self.registry,
         )
         self.rows = Counter("headrace_lookup_rows", "Rows looked up.", registry=self.registry)
+        self.out_of_range = Counter(
+            "headrace_out_of_range_values",
+            "Values answered as null because their type, or the bound of a distinct count, cannot hold them.",
+            ("view", "feature"),
+            registry=self.registry,
+        )
         self.predictions = Counter("headrace_predictions", "Rows scored.", ("model",), registry=self.registry)
         self.pushed = Counter(
             "headrace_pushed_events", "Events taken into the stream.", ("source",), registry=self.registry
@@ -47,6 +54,12 @@ class Metrics:
     def observe(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.latency.labels(route).observe(seconds)
+
+    def looked_up(self, result: LookupResult) -> None:
+        """Count the rows of one lookup and what of them is out of range."""
+        self.rows.inc(len(result.t_us))
+        for labels, n in result.out_of_range.items():
+            self.out_of_range.labels(*labels).inc(n)
 
 
 class _WorkerCounts(Collector):

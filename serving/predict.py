@@ -42,9 +42,9 @@ async def _features(state: ServerState, model: Model, body: PredictBody) -> Look
         raise UnavailableError(f"{problem}.")
     plan = state.plan(model.manifest.service, [], True)
     asked = parse_request(plan, body.entities, state.settings.max_rows)
-    state.metrics.rows.inc(asked.rows)
     result = await lookup(state.store, plan, asked, parse_moment(body.as_of), now_us())
     state.refuse_unconfirmed()
+    state.metrics.looked_up(result)
     return result
 
 

@@ -39,5 +39,5 @@ async def get_online_features(request: Request, metadata: Literal["plain", "full
     asked = parse_request(plan, body.entities, state.settings.max_rows)
     result = await lookup(state.store, plan, asked, parse_moment(body.as_of), now_us())
     state.refuse_unconfirmed()
-    state.metrics.rows.inc(asked.rows)
+    state.metrics.looked_up(result)
     return json_response(lookup_reply(result, plan.catalog.version, metadata == "full"))

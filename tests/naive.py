@@ -63,6 +63,15 @@ def window_value(aggregation: Aggregation, events: Iterable[NaiveEvent], key: An
     return _NUMERIC[base](values)
 
 
+def is_out_of_range(aggregation: Aggregation, events: Iterable[NaiveEvent], key: Any, t_us: int) -> bool:
+    """Whether the value is null though the window holds what would make one."""
+    inside = [event for event in events if event.key == key and _counts(aggregation, event.time_us, t_us)]
+    base, _ = split_name(aggregation.function)
+    given = [event for event in inside if aggregation.column == "*" or event.values[aggregation.column] is not None]
+    enough = 2 if base in ("var", "std") else 1
+    return len(given) >= enough and window_value(aggregation, inside, key, t_us) is None
+
+
 def split_name(name: str) -> tuple[str, int]:
     """`last_5` is (last_n, 5), `approx_p95` is (approx_percentile, 95), `sum` is (sum, 1)."""
     head, _, number = name.rpartition("_")

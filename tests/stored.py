@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import redis
-from naive import NaiveEvent
+from naive import NaiveEvent, is_out_of_range
 from scenario import assert_equals_oracle, plain_value, with_key
 
 from headrace.catalog.definitions import Catalog
@@ -25,6 +25,8 @@ def assert_store_equals_oracle(store: redis.Redis, definitions: Catalog, history
             redis_key = entity_key(entity_prefix(definitions.project, view.entities), ordered)
             (blob,) = OnlineStore(store).read([redis_key], layout_field(view))
             assert blob is not None and build_of(blob) == build
-            shown = step_values(view, [blob], np.array([t_us])).columns
-            got = {name: plain_value(column[0].as_py()) for name, column in shown.items()}
+            shown = step_values(view, [blob], np.array([t_us]))
+            got = {name: plain_value(column[0].as_py()) for name, column in shown.columns.items()}
             assert_equals_oracle(view, got, events, key, t_us)
+            beyond = {agg.feature for agg in view.aggregations if is_out_of_range(agg, events, key, t_us)}
+            assert shown.out_of_range == dict.fromkeys(beyond, 1), (view.name, key, t_us)

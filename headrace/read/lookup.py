@@ -58,7 +58,8 @@ class LookupResult:
     """The answer, n rows, join keys first, then features; columns in parallel lists.
 
     `statuses` are codes (PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE), `timestamps_us` 0 where there is none,
-    `t_us` the moment of each row; `details` is what full metadata adds.
+    `t_us` the moment of each row; `details` is what full metadata adds; `out_of_range` counts, by view and feature,
+    the nulls that hide a value its type or its bound cannot hold.
     """
 
     names: list[str]
@@ -67,6 +68,7 @@ class LookupResult:
     timestamps_us: list[Ints]
     t_us: Ints
     details: dict[str, Any]
+    out_of_range: Mapping[tuple[str, str], int]
 
 
 def parse_request(plan: LookupPlan, entities: Mapping[str, Sequence[Any]], max_rows: int = 1_000) -> LookupRequest:
@@ -263,7 +265,17 @@ def _result(
         columns.append(column.cast(arrow_type(output.feature.dtype)))
         statuses.append(step.statuses_of(column))
         timestamps.append(step.timestamps_us)
-    return LookupResult(names, columns, statuses, timestamps, t_us, details)
+    return LookupResult(names, columns, statuses, timestamps, t_us, details, _out_of_range(plan, values))
+
+
+def _out_of_range(plan: LookupPlan, values: Mapping[str, StepValues]) -> dict[tuple[str, str], int]:
+    counts: dict[tuple[str, str], int] = {}
+    for step in plan.steps:
+        beyond = values[step.name].out_of_range
+        for feature in plan.features_of(step.name) if beyond else ():
+            if feature in beyond:
+                counts[step.view.name, feature] = counts.get((step.view.name, feature), 0) + beyond[feature]
+    return counts
 
 
 def _details(

@@ -55,6 +55,12 @@ class LookupPlan:
     on_demand: tuple[OnDemandStep, ...]
     outputs: tuple[Output, ...]
 
+    def features_of(self, step: str) -> list[str]:
+        """The features of a step that are answered or that an on-demand view takes in."""
+        answered = [output.feature.name for output in self.outputs if output.step == step]
+        taken = [feature for on_demand in self.on_demand for name, feature in on_demand.inputs if name == step]
+        return list(dict.fromkeys(answered + taken))
+
 
 def plan_service(catalog: Catalog, service: str, full_feature_names: bool = False) -> LookupPlan:
     """The plan of a feature service. Raises UnknownNameError, RequestError when short names collide."""

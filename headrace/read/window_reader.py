@@ -25,7 +25,10 @@ from headrace.windows.functions import parse_function
 from headrace.windows.suffix_tiles import TileGroup
 from headrace.windows.window import BEGINNING_US
 
-__all__ = ["WindowReader", "window_reader"]
+__all__ = ["OUT_OF_RANGE", "WindowReader", "window_reader"]
+
+OUT_OF_RANGE = object()
+"""Stands for a value that is null because its type, or the bound of a distinct count, cannot hold it."""
 
 Row = tuple[Any, ...]
 Scalar = Callable[[Row], Any]
@@ -58,7 +61,8 @@ class WindowReader:
         self._empty = [_EMPTY.get(parse_function(agg.function).base) for agg in view.aggregations]
 
     def read(self, blob: bytes | None, t_us: int) -> list[Any]:
-        """The features in declared order at `t_us`, which lies after the newest event; timestamps as microseconds."""
+        """The features in declared order at `t_us`, which lies after the newest event; timestamps as microseconds, None
+        for null, OUT_OF_RANGE for a null that hides a value."""
         values = list(self._empty)
         if blob is None:
             return values
@@ -94,7 +98,8 @@ class WindowReader:
 
     def _counted(self, held: EntryList, agg: Aggregation, number: int, blob: bytes, t_us: int) -> Any:
         rows = decode_tiles(self._layout, [blob]).entries[number]
-        return read_entries(held, agg, rows, np.array([t_us]))[0].as_py()
+        value = read_entries(held, agg, rows, np.array([t_us]))[0].as_py()
+        return OUT_OF_RANGE if value is None and held.kind == "distinct" else value
 
 
 _ORDERED = struct.Struct(f"<{len(COLUMNS['last'])}q")
@@ -145,9 +150,11 @@ def _scalar(agg: Aggregation, places: dict[StateField, int]) -> Scalar:
 
 
 def _spread(count: int, spread: int, root: bool) -> Scalar:
-    def variance(row: Row) -> float | None:
-        if row[count] < 2 or not math.isfinite(row[spread]):
+    def variance(row: Row) -> Any:
+        if row[count] < 2:
             return None
+        if not math.isfinite(row[spread]):
+            return OUT_OF_RANGE
         value: float = row[spread] / (row[count] - 1)
         return math.sqrt(value) if root else value
 
@@ -155,9 +162,11 @@ def _spread(count: int, spread: int, root: bool) -> Scalar:
 
 
 def _real(count: int, total: int, mean: bool) -> Scalar:
-    def real(row: Row) -> float | None:
-        if not row[count] or not math.isfinite(row[total]):
+    def real(row: Row) -> Any:
+        if not row[count]:
             return None
+        if not math.isfinite(row[total]):
+            return OUT_OF_RANGE
         value: float = row[total] / row[count] if mean else row[total]
         return value
 
@@ -165,14 +174,14 @@ def _real(count: int, total: int, mean: bool) -> Scalar:
 
 
 def _whole(count: int, high: int, low: int, mean: bool) -> Scalar:
-    def whole(row: Row) -> int | float | None:
+    def whole(row: Row) -> Any:
         if not row[count]:
             return None
         if mean:
             average: float = (row[high] * 4294967296.0 + row[low]) / row[count]
             return average
         total: int = (row[high] << 32) + row[low]
-        return total if -(2**63) <= total < 2**63 else None
+        return total if -(2**63) <= total < 2**63 else OUT_OF_RANGE
 
     return whole
 

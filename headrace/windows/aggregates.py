@@ -26,6 +26,7 @@ __all__ = [
     "StateField",
     "lift",
     "merge_states",
+    "out_of_range",
     "reduce_runs",
     "result",
     "result_array",
@@ -200,6 +201,16 @@ def result(aggregation: Aggregation, state: State) -> tuple[Array, Valid]:
     if base == "count":
         return count, np.ones(len(count), np.bool_)
     return _RESULTS[base](fields, count)
+
+
+def out_of_range(aggregation: Aggregation, state: State) -> Valid:
+    """Which values are null though the window holds enough for one: a sum, a mean or a variance that its type cannot
+    hold."""
+    fields = {field.kind: state[field] for field in state_fields(aggregation)}
+    enough = 1 if parse_function(aggregation.function).base in ("var", "std") else 0
+    count = fields["rows"] if "rows" in fields else fields["count"]
+    missing: Valid = (count > enough) & ~result(aggregation, state)[1]
+    return missing
 
 
 def _sum(fields: Mapping[str, Array], count: Array) -> tuple[Array, Valid]:

@@ -105,6 +105,15 @@ def test_metrics_and_streams_show_what_the_worker_counted(live: Live) -> None:
     assert 'headrace_view_events_total{column="",outcome="null_key",rule="",view="card_spend"} 1.0' in text
 
 
+def test_values_out_of_range_are_null_and_counted_by_view_and_feature(live: Live) -> None:
+    live.push([{"id": f"r{i}", "card_id": "rich", "amount": 1e308, "ts": now(-1)} for i in range(2)])
+    live.wait_until_applied()
+    reply = live.look_up(["rich", "rich", "poor"])
+    assert reply["count_1h"] == [2, 2, 0] and reply["sum_1h"] == [None] * 3
+    line = 'headrace_out_of_range_values_total{feature="sum_1h",view="card_spend"} 2.0'
+    assert line in live.http.get("/metrics").text
+
+
 def test_the_api_documents_bodies_and_paths(live: Live) -> None:
     paths = live.http.get("/openapi.json").json()["paths"]
     assert set(paths) >= {"/get-online-features", "/push", "/write-to-online-store", "/predict", "/streams"}

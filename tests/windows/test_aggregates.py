@@ -12,7 +12,16 @@ from strategies import DTYPES, VALUES, aggregation
 
 from headrace.dtypes import DType, arrow_type
 from headrace.errors import DefinitionError
-from headrace.windows.aggregates import State, lift, merge_states, reduce_runs, result_array, state_fields, zeros
+from headrace.windows.aggregates import (
+    State,
+    lift,
+    merge_states,
+    out_of_range,
+    reduce_runs,
+    result_array,
+    state_fields,
+    zeros,
+)
 from headrace.windows.functions import FUNCTIONS, output_dtype, parse_function
 from headrace.windows.point_in_time import aggregate_windows
 
@@ -122,3 +131,36 @@ def test_what_does_not_fit_is_refused(function: str, column: str, dtype: DType, 
 def test_every_listed_function_is_known() -> None:
     for name in FUNCTIONS:
         assert parse_function(name.replace("N", "7"))
+
+
+BIG = 2**62
+
+
+@pytest.mark.parametrize(
+    ("function", "column", "values", "beyond"),
+    [
+        ("sum", "whole", [], False),
+        ("sum", "whole", [None], False),
+        ("sum", "whole", [BIG, BIG], True),
+        ("sum", "whole", [BIG, BIG, -1], False),
+        ("sum", "whole", [-BIG, -BIG, -1], True),
+        ("mean", "whole", [BIG, BIG], False),
+        ("max", "whole", [BIG, BIG], False),
+        ("sum", "real", [1e308, 1e308], True),
+        ("mean", "real", [1e308, 1e308], True),
+        ("mean", "real", [1e308, 1e307], False),
+        ("var", "real", [1e308, -1e308], True),
+        ("std", "real", [1e308], False),
+        ("count", "real", [], False),
+    ],
+)
+def test_a_null_that_hides_a_value_is_told_from_an_empty_window(
+    function: str, column: str, values: list[Any], beyond: bool
+) -> None:
+    agg = aggregation(function, column, 60)
+    given = {column: pa.array(values, arrow_type(DTYPES[column]))}
+    fields = state_fields(agg)
+    state = reduce_runs(lift(fields, given, len(values)), np.array([0])) if values else zeros(fields, 1)
+    assert out_of_range(agg, state).tolist() == [beyond]
+    if beyond:
+        assert result_array(agg, state).to_pylist() == [None]
