@@ -1,8 +1,9 @@
 # make demo    the whole path on a real year of flights
 # make test    set-up, check, tests
-# make nightly make test, then thousands of scenarios against the oracle and 50 rounds of the crash suite from seeds of
-#              the day (SEED=N for others)
+# make nightly make test, then thousands of scenarios against the oracle, 50 rounds of the crash suite from seeds of
+#              the day (SEED=N for others) and the worker's tests on a cluster
 # make check   lint, types, house rules
+# make feast-tests FEAST_SRC=path   Feast's own universal tests against our stores, from a checkout of Feast
 # make up      store, worker, archiver, server and scheduler in this terminal
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 SEED ?= $(shell date +%Y%m%d00)
 TYPED := $(wildcard headrace materialize serving training demo benchmarks)
 
-.PHONY: demo test nightly check up setup clean
+.PHONY: demo test nightly check feast-tests up setup clean
 
 demo: $(READY)
 	@$(BIN)/headrace demo
@@ -26,6 +27,10 @@ test: check
 nightly: test
 	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py
 	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
+	@HEADRACE_CLUSTER_ALL=1 $(BIN)/pytest -q tests/cluster
+
+feast-tests: $(READY)
+	@$(BIN)/python tests/feast_plugin/run_universal.py "$(FEAST_SRC)"
 
 check: $(READY)
 	@$(BIN)/ruff check .

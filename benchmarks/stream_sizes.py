@@ -15,7 +15,8 @@ from benchmarks.stream_events import PROJECT, SOURCE, windowed_view
 from headrace.catalog.definitions import Catalog, Column, Entity, FeatureView, Source
 from headrace.dtypes import DType
 from headrace.read.values import step_values
-from headrace.read.window_reader import window_reader
+from headrace.read.window_reader import WindowReader
+from headrace.stores.codec.header import TILES, unpack_header
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.online import OnlineStore
 from headrace.stores.view_writes import Arrived, window_update
@@ -66,9 +67,13 @@ def row_times(store: redis.Redis, tiles: int, repeats: int = 200) -> RowTimes:
     view = windowed_view("decode", "card", (HOUR_US // 2, HOUR_US, 3 * HOUR_US), tiles=180)
     keys = _write(store, f"{PROJECT}-decode-{tiles}", view, tiles)
     held = OnlineStore(store).read(keys[:1], layout_field(view))
-    reader, t_us = window_reader(view), np.array([T_US])
+    assert held[0] is not None
+    blob, header = held[0], unpack_header(held[0], TILES)
+    positions, newest_us = len(header.positions), header.newest_us
+    reader, t_us = WindowReader(view), np.array([T_US])
     return RowTimes(
-        _best_us(lambda: reader.read(held[0], T_US), repeats), _best_us(lambda: step_values(view, held, t_us), repeats)
+        _best_us(lambda: reader.line(blob, positions, T_US, newest_us), repeats),
+        _best_us(lambda: step_values(view, held, t_us), repeats),
     )
 
 

@@ -1,7 +1,7 @@
 """Headrace, a real-time feature store: one definition for the stream, the lookup and the training set.
 
 import headrace
-rows = headrace.training_set("flight_delay_v1", "labels.parquet")
+rows = headrace.training_set("flight_delay_v1", "labels.parquet").to_pandas()
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import (
     AsOfError,
     DataError,
+    DeadlineError,
     DefinitionError,
     HeadraceError,
     RequestError,
+    ServerError,
     SettingsError,
     StoreLostError,
     StreamFullError,
@@ -23,26 +25,45 @@ from headrace.errors import (
 )
 
 if TYPE_CHECKING:
-    from headrace.read.dataset import training_set
+    from headrace.client import AsyncFeatureClient, FeatureClient, FeatureVectors
+    from headrace.read.grid import grid
     from headrace.read.preview import preview
+    from headrace.read.training_set import TrainingSet, rebuild_training_set, training_set
 
 __all__ = [
     "AsOfError",
+    "AsyncFeatureClient",
     "DataError",
+    "DeadlineError",
     "DefinitionError",
+    "FeatureClient",
+    "FeatureVectors",
     "HeadraceError",
     "RequestError",
+    "ServerError",
     "SettingsError",
     "StoreLostError",
     "StreamFullError",
+    "TrainingSet",
     "UnavailableError",
     "UnknownNameError",
+    "grid",
     "preview",
+    "rebuild_training_set",
     "training_set",
 ]
 
 # so that `import headrace` loads neither pandas nor pyarrow
-_LAZY = {"training_set": "headrace.read.dataset", "preview": "headrace.read.preview"}
+_LAZY = {
+    "AsyncFeatureClient": "headrace.client",
+    "FeatureClient": "headrace.client",
+    "FeatureVectors": "headrace.client",
+    "TrainingSet": "headrace.read.training_set",
+    "grid": "headrace.read.grid",
+    "preview": "headrace.read.preview",
+    "rebuild_training_set": "headrace.read.training_set",
+    "training_set": "headrace.read.training_set",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,9 @@ HeadraceError
 │   └── AsOfError            `as_of` lies behind what the store already holds: HTTP 409
 ├── DataError            a file or table that cannot be read as asked
 ├── UnavailableError     a part that is down or not ready: HTTP 503
-│   └── StreamFullError      the stream's budget is used up: HTTP 503 with Retry-After
+│   ├── StreamFullError      the stream's budget is used up: HTTP 503 with Retry-After
+│   └── DeadlineError        no answer within the caller's deadline
+├── ServerError          a server that failed on a request, or is none of ours (raised by the client)
 ├── StoreLostError       the store is behind what was seen before: start again from the markers
 ├── StreamGapError       the stream no longer has what comes next: headrace recover
 ├── LayoutsMovedError    a layout was completed that this process does not write: keep it up to date too
@@ -18,10 +20,12 @@ HeadraceError
 __all__ = [
     "AsOfError",
     "DataError",
+    "DeadlineError",
     "DefinitionError",
     "HeadraceError",
     "LayoutsMovedError",
     "RequestError",
+    "ServerError",
     "SettingsError",
     "StaleCatalogError",
     "StoreLostError",
@@ -70,6 +74,14 @@ class StreamFullError(UnavailableError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineError(UnavailableError):
+    """No answer came within the caller's deadline."""
+
+
+class ServerError(HeadraceError):
+    """A server that failed on a request, or answers what no server of ours does."""
 
 
 class StoreLostError(HeadraceError):

@@ -35,6 +35,13 @@ class Settings(BaseSettings):
     clock: Clock | None = Field(
         default=None, description="'wall' or 'event' (the watermark is the present); apply fixes it in the catalog."
     )
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that serve, on one address.")
+    uds: Path | None = Field(default=None, description="Unix socket the server listens on too, without TLS.")
+    tls_cert: Path | None = Field(default=None, description="File of the server's certificate chain; needs tls_key.")
+    tls_key: Path | None = Field(default=None, description="File of the certificate's key.")
+    fast_lane: bool = Field(
+        default=True, description="Whether lookups are answered before ASGI; 0 has every request go through it."
+    )
     max_rows: int = Field(default=1_000, ge=1, description="Most rows that one lookup may ask for.")
     compact_files: int = Field(
         default=100, ge=1, description="Small files of one event date from which on the archiver merges them."

@@ -25,12 +25,13 @@ from headrace.stores.connection import open_store
 from headrace.stores.gaps import Stops, follows
 from headrace.stores.letters import forget_letters, pending_letters
 from headrace.stores.logs import Logs
-from headrace.stores.markers import Markers, places
+from headrace.stores.markers import Applied, Markers, places
 from headrace.stores.offline import OfflineStore, archiver_ownership
 from headrace.stores.stream import EventStream
 from headrace.telemetry import get_logger
 from materialize.archive_orders import obey_orders
 from materialize.forget_archive import ForgottenRows
+from materialize.in_doubt import InDoubt, build_anew, is_given_up, is_streamed, was_lost
 from materialize.ingest import Imports
 from materialize.lanes import FLUSH_EVENTS, Lane, archive_rows, dead_rows, empty_rows, longer, open_lane
 from materialize.log import SourceLog
@@ -38,6 +39,8 @@ from materialize.trim import Trimmer
 from materialize.upkeep import Upkeep
 
 __all__ = ["Archiver", "run_archiver"]
+
+Place = tuple[str, int]
 
 READ_ENTRIES = 1_000
 BLOCK_MS = 250
@@ -88,6 +91,7 @@ class Archiver:
         self._trimmer = Trimmer(self._stream.stream, self._markers, settings.stream_keep)
         self._upkeep = Upkeep(self.offline, settings)
         self._forgotten = ForgottenRows(store, self.offline, self._project)
+        self._in_doubt = InDoubt(self.offline.root)
         self._imports = Imports(store, self._project, self.offline, self._catalog, self._forgotten)
         self.failures = 0
         self._open_lanes(self._catalog)
@@ -116,6 +120,7 @@ class Archiver:
     def step(self, block_ms: int = 0) -> int:
         """One round of all that the archiver does; returns how many events were read."""
         self._every("catalog", CATALOG_EVERY_S, self._reload_catalog)
+        self._settle_doubts()
         read = self._read(0 if self._imports.busy else block_ms)
         self.flush(force=False)
         self._publish()
@@ -187,7 +192,9 @@ class Archiver:
             if lane.read_to > past.archived:
                 log.warning("going on behind a loss that was accepted", source=source.name, at=lane.read_to)
                 rows = empty_rows(source, partition)
-                self.offline.append_events(source, rows, partition=partition, last_offset=lane.read_to)
+                self.offline.append_events(
+                    source, rows, partition=partition, last_offset=lane.read_to, total=lane.read.total
+                )
             if lane.read_to:
                 self._stream.raise_end(*place, lane.read_to)
             self._lanes[place] = lane
@@ -203,7 +210,7 @@ class Archiver:
             lane = self._lanes[place]
             if (head.total if head else 0) < lane.read.total:
                 self._reopen(lane)
-        if self._stops.held:
+        if len(self._lanes) < len(places(self._catalog)):  # stopped, or not opened for the store failed
             self._open_lanes(self._catalog)
 
     def _reopen(self, lane: Lane) -> None:
@@ -243,38 +250,64 @@ class Archiver:
 
         What the store has lost since is left out: a worker may have gone on without it.
         """
-        if not self._is_streamed(lane):
+        place: Place = (lane.source.name, lane.partition)
+        end = lane.pending[-1].end
+        if not is_streamed(self._stream, place, end.offset) or is_given_up(self._stream, place, lane.pending):
             log.warning("the stream has lost what was not archived yet", source=lane.source.name, events=lane.waiting)
             lane.pending, lane.waiting = [], 0
             self._open_lane(lane.source, lane.partition)
             return
         batches = [self._forgotten.living(self._catalog, batch) for batch in lane.pending]
-        end = lane.pending[-1].end
         dead = [letter for batch in batches for letter in batch.dead]
-        place: dict[str, Any] = {"partition": lane.partition, "last_offset": end.offset}
+        upto: dict[str, Any] = {"partition": lane.partition, "last_offset": end.offset}
         if dead:
-            self.offline.append_dead_letters(lane.source, dead_rows(lane.source, dead), **place)
+            self.offline.append_dead_letters(lane.source, dead_rows(lane.source, dead), **upto)
             log.warning("dead letters", source=lane.source.name, count=len(dead), first=dead[0].reason)
-        self.offline.append_events(lane.source, pa.concat_tables([archive_rows(batch) for batch in batches]), **place)
-        lane.pending, lane.waiting, lane.delay_s, lane.archived = [], 0, 0.0, end
+        if lane.source.kafka is None:
+            self._in_doubt.note(place, (lane.committed, end.offset))
+        rows = pa.concat_tables([archive_rows(batch) for batch in batches])
+        self.offline.append_events(lane.source, rows, **upto, total=end.total)
+        lane.pending, lane.waiting, lane.delay_s, lane.archived, lane.committed = [], 0, 0.0, end, end.offset
+        self._settle_doubts()
 
-    def _is_streamed(self, lane: Lane) -> bool:
-        """Whether the stream still holds what is pending. A topic's broker keeps its own."""
-        if lane.source.kafka is not None:
-            return True
-        end = lane.pending[-1].end.offset
-        last = self._stream.last_upto(lane.source.name, lane.partition, end)
-        return last is not None and last.offset == end
+    def _settle_doubts(self) -> None:
+        """Looks after what was committed last: if that was lost meanwhile, workers may have gone on without it."""
+        for place, offsets in self._in_doubt.held.items():
+            if self._is_archived(place, offsets[1]) and was_lost(
+                self._stream, self.offline, self._catalog, place, offsets
+            ):
+                views = build_anew(self._store, self._catalog, {place[0]}, goes_back=False)
+                log.error("archived what was lost meanwhile, building views anew", at=place, views=views)
+                self._in_doubt.settle(place)
+                lane = self._lanes.get(place)
+                if lane is not None:  # its counts are those of a stream that is no more
+                    self._open_lane(lane.source, lane.partition)
+            self._in_doubt.settle(place)
+
+    def _is_archived(self, place: Place, offset: int) -> bool:
+        lane = self._lanes.get(place)
+        known = lane.archived if lane is not None else None
+        at_least = known.offset if known is not None else 0
+        return at_least >= offset or self.offline.archived_offset(*place) >= offset
 
     def _publish(self) -> None:
         for (name, partition), lane in list(self._lanes.items()):
             if lane.archived is not None and lane.archived != lane.published:
                 seen = lane.published.offset if lane.published else 0
+                if not self._is_of_this_store(name, partition, lane.archived):
+                    self._reopen(lane)
+                    continue
                 held = self._markers.raise_applied("archived", name, partition, lane.archived, seen)
                 if seen and (held is None or held.offset < seen):
                     self._reopen(lane)  # the store lost data, and counts anew
                 else:
                     lane.published = lane.archived
+
+    def _is_of_this_store(self, name: str, partition: int, archived: Applied) -> bool:
+        """Whether the count in `archived` is the store's: it still has the entry, or has trimmed it since."""
+        held = self._markers.applied("archived", [(name, partition)])[name, partition]
+        told = held is not None and held.offset >= archived.offset
+        return told or is_streamed(self._stream, (name, partition), archived.offset)
 
     def _take_letters(self) -> None:
         """Append what views gave up on and marks of what was replayed, then take them out of their stream."""

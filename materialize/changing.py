@@ -12,7 +12,7 @@ import redis
 from headrace.errors import UnavailableError
 from materialize.lease import Lease, holder
 
-__all__ = ["changing_definitions"]
+__all__ = ["changed_by", "changing_definitions"]
 
 ROLE = "definitions"
 POLL_S = 0.1
@@ -38,3 +38,9 @@ def changing_definitions(store: redis.Redis, project: str, lease_s: float) -> It
         threading.Event().wait(POLL_S)
     with lease.renewed():
         yield
+
+
+def changed_by(store: redis.Redis, project: str) -> str | None:
+    """Who is changing the project's definitions now."""
+    found = holder(store, project, ROLE)
+    return None if found is None else str(found)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Catalog, Source, write_source
 from headrace.compute.events import EventBatch
 from headrace.compute.forgotten import living
 from headrace.stores.codec.header import Header, build_of, header_size, pack_header, unpack_header
+from headrace.stores.codec.rows import BATCH, DIRECT, decode_order, row_layout
 from headrace.stores.keys import entity_prefix, layout_field
 from headrace.stores.logs import LogReader
 from headrace.stores.markers import Applied
@@ -28,7 +30,7 @@ from materialize.layouts import Kept, layout_updates
 from materialize.log import SourceLog
 from materialize.view_shares import ViewShares
 
-__all__ = ["Eraser", "ForgottenKeys"]
+__all__ = ["Eraser", "ForgottenKeys", "held_keys"]
 
 _REPLACE = """
 local held = redis.call('HGET', KEYS[1], ARGV[1])
@@ -47,15 +49,24 @@ class Eraser:
         self._replace = log.store.register_script(_REPLACE)
 
     def erase(self, kept: Kept, key: bytes, item: Tombstone) -> bool:
-        """Takes the events of `item` out of one value; whether there was one."""
+        """Takes the events of `item` out of one value; whether there was one. If more was forgotten meanwhile, that
+        too: a value made anew may hold it."""
         field = layout_field(kept.view)
         while True:
             blob = cast(bytes | None, self._store.hget(cast(str, key), field))
             if blob is None:
                 return False
             value = self._value_since(kept, key, item, blob)
-            if self.put(key, field, blob, value or b""):
+            if self.put(key, field, blob, value or b"") and (not value or self._knows_all()):
                 return True
+            item = self._tombstones.items.get(item.digest, item)
+
+    def _knows_all(self) -> bool:
+        """Whether its tombstones are all there are; if not, it learns the others."""
+        if tombstone_version(self._store, self._log.project) == self._tombstones.version:
+            return True
+        self._tombstones = load_tombstones(self._store, self._offline.root, self._log.project)
+        return False
 
     def put(self, key: bytes, field: str, held: bytes, value: bytes) -> bool:
         """Replaces a value (deletes it for an empty one) if it is still `held`."""
@@ -110,31 +121,70 @@ class ForgottenKeys:
         """The batch without what was forgotten."""
         return living(catalog, batch, self.tombstones)
 
-    def settle(self, written: Sequence[tuple[Kept, Sequence[bytes]]]) -> None:
-        """Takes out again what was forgotten while these keys of layouts were written."""
+    def without_gone_rows(self, kept: Kept, update: Update) -> Update:
+        """The update of a plain view, to which rows that were forgotten are none: one that somebody who slept brought
+        back must not win against what came since."""
+        if not self.tombstones:
+            return update
+        layout = row_layout(kept.view)
+
+        def merge(numbers: Sequence[int], held: list[bytes | None]) -> list[bytes | None]:
+            order = decode_order(layout, held)
+            old = np.flatnonzero(order["offset"] <= self._last_line(kept))
+            mine = {update.keys[numbers[i]]: i for i in old.tolist() if held[i] is not None}
+            alive = list(held)
+            for key, item in held_keys(kept, list(mine), self.tombstones):
+                if _is_gone(kept, item, order[mine[key]]):
+                    alive[mine[key]] = None
+            return update.merge(numbers, alive)
+
+        return replace(update, merge=merge)
+
+    def _last_line(self, kept: Kept) -> int:
+        """The offset beyond which no row of the layout is gone."""
+        lines = [
+            offset
+            for item in self.tombstones.items.values()
+            for place, (offset, _) in item.places.items()
+            if kept.is_fed_by(place.rpartition("|")[0])
+        ]
+        return max(lines, default=-1)
+
+    def settle(self, written: Sequence[tuple[Kept, Sequence[bytes]]]) -> bool:
+        """Takes out again what was forgotten while these keys of layouts were written; whether anything was."""
         if tombstone_version(self._log.store, self._log.project) == self.tombstones.version:
-            return
+            return False
         before, self.tombstones = self.tombstones, self._load()
         fresh = self.tombstones.since(before)
         eraser = Eraser(self._log, self._offline, self.tombstones)
         for kept, keys in written:
-            for key, item in _found(kept, keys, fresh):
+            for key, item in held_keys(kept, keys, fresh):
                 eraser.erase(kept, key, item)
+        return True
 
     def _load(self) -> Tombstones:
         return load_tombstones(self._log.store, self._offline.root, self._log.project)
 
 
-def _found(kept: Kept, keys: Sequence[bytes], fresh: Tombstones) -> list[tuple[bytes, Tombstone]]:
-    """Which of the layout's keys hold a key of `fresh`."""
+def _is_gone(kept: Kept, item: Tombstone, row: NDArray[Any]) -> bool:
+    """Whether a row (of ORDER) that a batch or a writer gave was forgotten; rows of a file are looked at by time."""
+    if row["rank"] == BATCH:
+        return int(row["time_us"]) <= item.at_us
+    name = f"writes/{kept.view.name}" if row["rank"] == DIRECT else kept.view.source or ""
+    line = item.offset(name, int(row["partition"]))
+    return line is not None and int(row["offset"]) <= line
+
+
+def held_keys(kept: Kept, keys: Sequence[bytes], tombstones: Tombstones) -> list[tuple[bytes, Tombstone]]:
+    """Which of the layout's keys hold a forgotten one."""
     project, mine = kept.catalog.project, sorted(kept.view.entities)
     prefix, found = entity_prefix(project, mine), []
-    for entities in fresh.entity_sets():
+    for entities in tombstones.entity_sets():
         if not set(entities) <= set(mine):
             continue
         for key in keys:
             part = part_key(entity_prefix(project, entities), mine, entities, key.decode()[len(prefix) :])
-            item = fresh.items.get(fresh.digest(part))
+            item = tombstones.items.get(tombstones.digest(part))
             if item is not None:
                 found.append((key, item))
     return found

@@ -18,8 +18,9 @@ import orjson
 
 from headrace.catalog.definitions import Catalog, Layout, Source
 from headrace.errors import HeadraceError, RequestError
+from headrace.stores.cluster import is_cluster
 from headrace.stores.codec.header import unpack_header
-from headrace.stores.keys import entity_key, entity_prefix, layout_field
+from headrace.stores.keys import entity_key, entity_prefix, layout_field, lease_key, replay_role
 from headrace.stores.layout_markers import LayoutMarkers
 from headrace.stores.logs import LogReader
 from headrace.stores.markers import IMPORTS, Applied, Markers
@@ -35,9 +36,9 @@ from headrace.stores.tombstones import (
 )
 from headrace.telemetry import get_logger
 from materialize.erase import Eraser
-from materialize.layouts import Kept, catalog_of, feeds
+from materialize.layouts import Kept, catalog_of, feeds, stored_layouts
 
-__all__ = ["Forgetter"]
+__all__ = ["Forgetter", "glob", "stored_layouts"]
 
 Place = tuple[str, int]
 log = get_logger()
@@ -53,6 +54,8 @@ class Forgetter:
     def step(self, catalog: Catalog, applied: Mapping[Place, Applied]) -> None:
         """Looks for orders; one is carried out once everything that was there when it was first seen is applied."""
         for order in waiting_orders(self._store, catalog.project, "worker"):
+            if self._is_replaying(catalog):
+                return
             if order.id not in self._lines:
                 self._lines[order.id] = self._heads(catalog, applied)
                 acknowledge(self._store, catalog.project, order, "started", by="worker")
@@ -61,6 +64,11 @@ class Forgetter:
                 continue
             self._carry_out(catalog, order, applied)
             del self._lines[order.id]
+
+    def _is_replaying(self, catalog: Catalog) -> bool:
+        """Whether letters are replayed on a cluster, where no transaction sees that their keys are forgotten."""
+        keys = [lease_key(catalog.project, replay_role(source.name)) for source in catalog.sources]
+        return is_cluster(self._store) and any(self._store.exists(key) for key in keys)
 
     def _heads(self, catalog: Catalog, applied: Mapping[Place, Applied]) -> dict[Place, int]:
         topics = {source.name for source in catalog.sources if source.kafka is not None}
@@ -88,7 +96,8 @@ class Forgetter:
         known = load_tombstones(self._store, self._offline.root, catalog.project)
         salt = project_salt(self._store, self._offline.root, catalog.project)
         at_us = _present_us(catalog, applied)
-        items = [Tombstone(Tombstones(salt).digest(key), entities, at_us, places) for key in keys]
+        made_us = time.time_ns() // 1_000
+        items = [Tombstone(Tombstones(salt).digest(key), entities, at_us, places, made_us) for key in keys]
         add_tombstones(self._store, catalog.project, known, items)
         tombstones = load_tombstones(self._store, self._offline.root, catalog.project)
         values = self._erase(catalog, layouts, entities, list(zip(order.body["keys"], items, strict=True)), tombstones)
@@ -151,7 +160,7 @@ class Forgetter:
             yield entity_key(prefix, [values[name] for name in entities])
             return
         own = {name: entity_key("", [value]).decode() for name, value in values.items()}
-        pattern = _glob(prefix) + ",".join(_glob(own[name]) if name in own else "*" for name in entities)
+        pattern = glob(prefix) + ",".join(glob(own[name]) if name in own else "*" for name in entities)
         for key in cast(Iterator[bytes], self._store.scan_iter(match=pattern, count=10_000)):
             parts = dict(zip(entities, key.decode()[len(prefix) :].split(","), strict=False))
             if all(parts.get(name) == value for name, value in own.items()):
@@ -166,12 +175,6 @@ class Forgetter:
                 eraser.put(key, field.decode(), blob, b"")
 
 
-def stored_layouts(catalog: Catalog) -> list[Layout]:
-    """Every layout that the store may hold values of."""
-    serving = [Layout(view, tuple(catalog.entity(name) for name in view.entities)) for view in catalog.views]
-    return [*serving, *catalog.arriving, *catalog.retiring]
-
-
 def still_in(catalog: Catalog, entities: Sequence[str], sources: set[str]) -> list[str]:
     """Views of other entities that count the same events, until they are built anew."""
     others = (view for view in catalog.views if view.source in sources)
@@ -184,6 +187,6 @@ def _present_us(catalog: Catalog, applied: Mapping[Place, Applied]) -> int:
     return max(marks) if catalog.clock == "event" and marks else time.time_ns() // 1_000
 
 
-def _glob(text: str) -> str:
+def glob(text: str) -> str:
     """`text` as a pattern of SCAN that matches it alone."""
     return "".join(f"\\{c}" if c in "*?[]^-\\" else c for c in text)

@@ -26,7 +26,8 @@ RETRY_S = (0.2, 10.0)
 @dataclass(slots=True)
 class Lane:
     """One partition of one source: how far it is read (its `total` 0 where nobody knows it), what waits to be appended,
-    how far it is archived."""
+    how far it is archived: `committed` is that offset, `archived` the place with its count, None where nobody knows
+    it."""
 
     source: Source
     partition: int
@@ -39,6 +40,7 @@ class Lane:
     since_s: float = 0.0
     entry_size: int = 1
     delay_s: float = 0.0
+    committed: int = 0
 
     def add(self, batch: EventBatch, entries: int, now_s: float) -> None:
         """Take a parsed batch in."""
@@ -74,7 +76,7 @@ def open_lane(past: SourceLog) -> Lane:
     end = past.end()
     begin = past.continue_at(end)
     archived = begin if begin.total else None  # when the store lost it nobody knows its place in the count
-    return Lane(past.source, past.partition, begin, past.memory(end), archived)
+    return Lane(past.source, past.partition, begin, past.memory(end), archived, committed=begin.offset)
 
 
 def empty_rows(source: Source, partition: int) -> pa.Table:

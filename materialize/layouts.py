@@ -18,7 +18,16 @@ from headrace.stores.online import OnlineStore, Update
 from headrace.stores.view_writes import Arrived, row_update, window_update
 from materialize.view_shares import ViewShares
 
-__all__ = ["Kept", "catalog_of", "feeds", "kept_layouts", "layout_updates", "merge_batch", "unknown_layouts"]
+__all__ = [
+    "Kept",
+    "catalog_of",
+    "feeds",
+    "kept_layouts",
+    "layout_updates",
+    "merge_batch",
+    "stored_layouts",
+    "unknown_layouts",
+]
 
 ARRIVING, SERVING, RETIRING = range(3)
 
@@ -44,6 +53,12 @@ def catalog_of(catalog: Catalog, layout: Layout) -> Catalog:
     mine = {entity.name: entity for entity in layout.entities}
     others = tuple(entity for entity in catalog.entities if entity.name not in mine)
     return replace(catalog, entities=(*others, *mine.values()))
+
+
+def stored_layouts(catalog: Catalog) -> list[Layout]:
+    """Every layout that the store may hold values of."""
+    serving = [Layout(view, tuple(catalog.entity(name) for name in view.entities)) for view in catalog.views]
+    return [*serving, *catalog.arriving, *catalog.retiring]
 
 
 def kept_layouts(catalog: Catalog, held: HeldLayouts, builds: Mapping[str, int], now_us: int) -> dict[str, Kept]:
@@ -83,9 +98,19 @@ def feeds(catalog: Catalog, view: FeatureView) -> list[tuple[Source, int]]:
 
 
 def merge_batch(online: OnlineStore, shares: ViewShares, batch: EventBatch, layouts: Iterable[Kept]) -> None:
-    """Merge a batch of one source into the layouts that it feeds, their keys in one stream of commands per rank."""
-    fed = [kept for kept in layouts if kept.is_fed_by(batch.source.name)]
-    if shares.forgotten is not None and fed:
+    """Merge a batch of one source into the layouts that it feeds, their keys in one stream of commands per rank.
+
+    Once more if keys were forgotten meanwhile: what is no more may have kept a row of the batch from being written.
+    """
+    fed, counted = [kept for kept in layouts if kept.is_fed_by(batch.source.name)], dict(shares.counts)
+    while fed and not _merged(online, shares, batch, fed):
+        shares.counts = dict(counted)
+        online.forget_known()
+
+
+def _merged(online: OnlineStore, shares: ViewShares, batch: EventBatch, fed: Sequence[Kept]) -> bool:
+    """Whether it is merged, and nothing was forgotten meanwhile."""
+    if shares.forgotten is not None:
         batch = shares.forgotten.living(fed[-1].catalog, batch)
     written: list[tuple[Kept, Sequence[bytes]]] = []
     for rank in sorted({kept.rank for kept in fed}):
@@ -94,8 +119,7 @@ def merge_batch(online: OnlineStore, shares: ViewShares, batch: EventBatch, layo
         online.update(*updates)
         by_field = {layout_field(kept.view): kept for kept in ranked}
         written += [(by_field[update.field], update.keys) for update in updates]
-    if shares.forgotten is not None and written:
-        shares.forgotten.settle(written)
+    return shares.forgotten is None or not written or not shares.forgotten.settle(written)
 
 
 def layout_updates(shares: ViewShares, batch: EventBatch, layouts: Sequence[Kept]) -> list[Update]:
@@ -110,6 +134,8 @@ def layout_updates(shares: ViewShares, batch: EventBatch, layouts: Sequence[Kept
         else:
             events = _whole(kept.catalog, view, events)
             update, skipped = row_update(kept.catalog, view, events, DIRECT if is_direct else STREAM, kept.build)
+            if shares.forgotten is not None:
+                update = shares.forgotten.without_gone_rows(kept, update)
         updates.append(update)
         shares.count(view, "null_key", skipped)
     return updates

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
-from headrace.stores.gaps import continue_at, find_gap, follows
+from headrace.errors import StreamGapError
+from headrace.stores.gaps import REMEDY, Gap, continue_at, find_gap, follows
 from headrace.stores.import_log import ImportLog
 from headrace.stores.logs import LogReader
 from headrace.stores.markers import IMPORTS, Applied, Markers
 from headrace.stores.offline import INDEX, OFFSET, OfflineStore
+from headrace.stores.offline_reads import read_events
 from headrace.stores.stream import Entry, arrival_us, offset_at
 from headrace.stores.tombstones import Tombstones, load_tombstones, raised_to_floors
 from materialize.imported import replay_imports
@@ -48,8 +50,8 @@ class SourceLog:
     def end(self) -> Applied:
         """The end of the archived part, as a place to start from when nobody remembers a later one.
 
-        Its total is the stream's own if it still has the entry, else the archiver's marker's, else 0: unknown, for the
-        store has lost both and counts anew.
+        Its total is the stream's own if it still has the entry, else the archiver's marker's, else what the archive
+        remembers, else 0: unknown, for the store has lost both and counts anew.
         """
         if not self.archived:
             return Applied()
@@ -62,18 +64,35 @@ class SourceLog:
         """`end` without its watermark."""
         place = (self.source.name, self.partition)
         entry = self._stream.last_upto(*place, self.archived)
+        marker = self._markers.applied("archived", [place])[place]
+        told = marker.index if marker is not None and marker.offset == self.archived else None
+        if self.source.kafka is not None:  # a topic does not say how many events a message holds
+            return Applied(self.archived, self._last_index() if told is None else told, self.archived)
         if entry is not None and entry.offset == self.archived:
             return Applied(self.archived, entry.count - 1, entry.total)
-        marker = self._markers.applied("archived", [place])[place]
-        if marker is not None and marker.offset == self.archived:
-            return Applied(self.archived, marker.index, marker.total)
-        return Applied(self.archived, 0)
+        if marker is not None and told is not None:
+            return Applied(self.archived, told, marker.total)
+        return Applied(self.archived, 0, self._remembered_total())
+
+    def _last_index(self) -> int:
+        """The index of the last event of the archive's last entry, 0 where it had none."""
+        path, only = self._offline.events_path(self.source.name), {self.partition: self.archived}
+        rows = read_events(path, self.source, [], up_to=only, repeats=True, after={self.partition: self.archived - 1})
+        return max(rows[INDEX].to_pylist(), default=0)
+
+    def _remembered_total(self) -> int:
+        """The count that the archive's end was committed with, where it can still be the stream's: one that has lost
+        its end, or began anew, counts less before what comes next."""
+        total = self._offline.archived_total(self.source.name, self.partition, self.archived)
+        following = self._stream.first_after(self.source.name, self.partition, self.archived) if total else None
+        return total if following is not None and following.before >= total else 0
 
     def refuse_gap(self, held: Applied | None, builds: bool) -> None:
         """Raises StreamGapError unless a consumer that holds everything up to `held` finds all that comes after it, in
         the archive and then in the stream; and, if it `builds`, all that came before."""
         if self.partition == IMPORTS:
             return
+        self._refuse_other(held or Applied())
         at = held or Applied()
         if builds or self.archived > at.offset:
             self.continue_at(self.place() if self.archived else Applied())
@@ -88,7 +107,46 @@ class SourceLog:
         """
         if self.partition == IMPORTS:
             return at
+        self._refuse_other(at)
         return continue_at(self._stream, self._markers, self.source.name, self.partition, at)
+
+    def _refuse_other(self, at: Applied) -> None:
+        if self.source.kafka is not None and self.is_same is False:
+            head = self._stream.head(self.source.name, self.partition)
+            gap = Gap(self.source.name, self.partition, at, None, head, is_other=True)
+            raise StreamGapError(f"{gap}; {REMEDY}.", gap)
+
+    @cached_property
+    def is_same(self) -> bool | None:
+        """Whether a topic holds at the last archived position that it reaches what was archived of it; None where that
+        cannot be known. Raises UnavailableError when the broker does not answer."""
+        offsets = self.archived_offsets
+        return self.agrees_at(int(offsets[-1])) if len(offsets) else None
+
+    @cached_property
+    def archived_offsets(self) -> NDArray[np.int64]:
+        """The archived offsets that the topic reaches, in order."""
+        head = self._stream.head(self.source.name, self.partition)
+        upto = {self.partition: min(self.archived, head.offset if head is not None else 0)}
+        return np.unique(np.asarray(self._offline.read_events(self.source, [], up_to=upto, repeats=True)[OFFSET]))
+
+    def agrees_at(self, offset: int) -> bool | None:
+        """Whether the log holds at an offset the very events that are archived there; None where it holds none."""
+        source, names = self.source, [column.name for column in self.source.columns]
+        found = self._stream.between(source.name, self.partition, offset, offset, 1)
+        entries = [entry for entry in found if entry.offset == offset]
+        if not entries:
+            return None
+        batch = parse_entries(source, self.partition, entries, self._clock, None)
+        told = dict(zip(batch.index.tolist(), batch.table.select(names).to_pylist(), strict=True))
+        path, upto, before = (
+            self._offline.events_path(source.name),
+            {self.partition: offset},
+            {self.partition: offset - 1},
+        )
+        rows = read_events(path, source, names, up_to=upto, repeats=True, after=before)
+        archived = zip(rows[INDEX].to_pylist(), rows.select(names).to_pylist(), strict=True)
+        return all(told.get(index) == row for index, row in archived)
 
     def first_event_us(self) -> int | None:
         """Event time of the log's first event (of imports: of the earliest), None when it has none yet."""

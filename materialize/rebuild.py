@@ -23,7 +23,7 @@ from headrace.catalog.layouts import announced, new_views, rebuilt, settled
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
 from headrace.errors import StoreLostError, UnavailableError
 from headrace.settings import Settings
-from headrace.stores.batch_files import read_batch_rows
+from headrace.stores.batch_files import BatchScan, batch_path
 from headrace.stores.catalogs import find_project, load_catalog, replace_catalog
 from headrace.stores.connection import open_store
 from headrace.stores.gaps import follows
@@ -36,12 +36,13 @@ from headrace.stores.one_run import one_run
 from headrace.stores.online import OnlineStore
 from headrace.stores.stream import Entry, EventStream
 from headrace.telemetry import get_logger
-from materialize.batch import materialize_rows
+from materialize.batch import load_rows
 from materialize.changing import changing_definitions
 from materialize.erase import ForgottenKeys
 from materialize.imported import is_importing
 from materialize.layouts import ARRIVING, Kept, catalog_of, feeds, merge_batch
 from materialize.log import SourceLog
+from materialize.newest_writer import kept_columns
 from materialize.view_shares import ViewShares
 
 __all__ = ["Build", "Rebuilt", "rebuild_to", "rebuild_views"]
@@ -183,19 +184,21 @@ class Build:
         settled_s = time.monotonic() + SETTLE_S
         while time.monotonic() < settled_s:
             self._follow()
+        ready = self._layouts.held().ready
+        if not all(layout_field(kept.view) in ready for kept in self._kept):
+            raise StoreLostError(LOST)
 
     def _load_file(self, kept: Kept) -> None:
         """The rows of the view's batch source up to the present, as `headrace materialize` writes them."""
         view = kept.view
         if view.batch is None or not view.online:
             return
-        columns = list(dict.fromkeys([*kept.catalog.sorted_join_keys(view), *view.features]))
         now_us = time.time_ns() // 1_000 if kept.catalog.clock == "wall" else None
-        if not (self._settings.repo / view.batch.path.removeprefix("file://")).exists():
+        if not batch_path(view.batch, self._settings.repo).exists():
             log.warning("a batch source has no file yet", view=view.name, path=view.batch.path)
             return
-        rows = read_batch_rows(view, columns, self._settings.repo, None, now_us)
-        materialize_rows(self._online, kept, rows, self._forgotten)
+        scan = BatchScan(view, kept_columns(kept), self._settings.repo, None, now_us)
+        load_rows(self._store, kept, scan, self._forgotten)
 
     def _count(self) -> int:
         """How many events there are to replay, as far as the streams and the imports tell."""
@@ -263,8 +266,10 @@ class Build:
         self._reached[place] = reader.applied = batch.end
 
     def _merge(self, batch: EventBatch) -> None:
-        merge_batch(self._online, self._shares, batch, self._kept)
         place = (batch.source.name, batch.partition)
+        if batch.source.kafka is None and batch.partition != IMPORTS:
+            self._markers.announce(*place, batch.end)
+        merge_batch(self._online, self._shares, batch, self._kept)
         if len(batch):
             first = batch.event_time_us.min() if batch.partition == IMPORTS else batch.event_time_us[0]
             known = self._firsts.setdefault(place, int(first))

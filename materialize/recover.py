@@ -9,26 +9,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
 
 import redis
 
 from headrace.catalog.definitions import Catalog, FeatureView
 from headrace.compute.events import EventBatch
-from headrace.errors import RequestError, StreamGapError, UnavailableError
+from headrace.errors import StreamGapError, UnavailableError
 from headrace.settings import Settings, load_settings
 from headrace.stores.gaps import Gap, Loss, gap_field, record_loss
+from headrace.stores.kafka_epochs import Epoch, begin_epoch
 from headrace.stores.keys import entity_prefix, markers_key
-from headrace.stores.logs import LogReader, Logs
-from headrace.stores.markers import Applied, Markers, applied_field, build_field, places, ready_field
+from headrace.stores.logs import Logs
+from headrace.stores.markers import Applied, Markers, places
 from headrace.stores.offline import OfflineStore
 from headrace.stores.offline_reads import open_table
 from headrace.stores.stream import EventStream
 from headrace.telemetry import get_logger
+from materialize.in_doubt import build_anew
 from materialize.layouts import Kept
 from materialize.lease import Lease
 from materialize.log import SourceLog
+from materialize.topics_anew import epoch_after
 from materialize.worker import Worker
 
 __all__ = ["Broken", "Findings", "accept_losses", "build_views", "count_entities", "diagnose", "raise_ends"]
@@ -42,8 +46,10 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A partition of which the log has a gap: `roles` stopped or would stop there, the earliest at `gap`. `beyond` says
-    whether values online hold events that the archive will never get."""
+    """A partition of which the log has a gap: `roles` stopped or would stop there, the earliest at `gap`, and the
+    archive ends at `archived`. `beyond` says whether values online may hold events that the archive will never get;
+    `epoch` where the messages of a topic that ends too early, or was made again, will stand, None where it goes on as
+    it is."""
 
     gap: Gap
     roles: tuple[str, ...]
@@ -52,6 +58,8 @@ class Broken:
     lost: int | None
     at_least: int
     beyond: bool
+    archived: int
+    epoch: Epoch | None = None
 
     @property
     def place(self) -> Place:
@@ -75,9 +83,10 @@ class Findings:
 
     `unready` are views that a worker builds, `doubtful` those that hold events which the archive will never get;
     `events` is how many archived ones are merged to build both. `ahead` are partitions of which the archive holds more
-    than the views, `ends` how far every partition was ever archived or applied.
+    than the views, `ends` how far every partition was ever archived or applied. `root` is the folder of the archive.
     """
 
+    root: Path
     broken: list[Broken] = field(default_factory=list)
     unready: list[FeatureView] = field(default_factory=list)
     doubtful: list[FeatureView] = field(default_factory=list)
@@ -107,7 +116,7 @@ def diagnose(store: redis.Redis, offline: OfflineStore, catalog: Catalog, settin
 
 
 def _diagnose(stream: Logs, offline: OfflineStore, catalog: Catalog) -> Findings:
-    markers, found = Markers(stream.store, catalog.project), Findings()
+    markers, found = Markers(stream.store, catalog.project), Findings(offline.root)
     wanted = {(source.name, partition): source for source, partition in places(catalog)}
     applied = markers.applied("source", wanted)
     for place, source in wanted.items():
@@ -146,7 +155,7 @@ def _archived_events(offline: OfflineStore, source: str) -> int:
     return 0 if table is None else int(sum(table.get_add_actions(flatten=True)["num_records"].to_pylist()))
 
 
-def _broken(stream: LogReader, markers: Markers, past: SourceLog, held: Applied | None) -> Broken | None:
+def _broken(stream: Logs, markers: Markers, past: SourceLog, held: Applied | None) -> Broken | None:
     """The gap of one partition, if worker or archiver meets one."""
     place = (past.source.name, past.partition)
     archived = past.place()
@@ -159,6 +168,7 @@ def _broken(stream: LogReader, markers: Markers, past: SourceLog, held: Applied 
     if not gaps:
         return None
     first = min(gaps.values(), key=lambda gap: gap.at.offset)
+    is_topic_anew = past.source.kafka is not None and first.next is None
     marks = (archived, held, markers.applied("archived", [place])[place], markers.applied("trimmed", [place])[place])
     known = [mark for mark in marks if mark is not None]
     head = stream.head(*place)
@@ -171,32 +181,33 @@ def _broken(stream: LogReader, markers: Markers, past: SourceLog, held: Applied 
         at_least, beyond = first.at.total - total, True
     else:
         at_least = max(mark.total for mark in known) - archived.total if archived.total else 0
-        beyond = "archiver" in gaps and held is not None and held.offset > archived.offset
-    return Broken(first, tuple(sorted(gaps)), upto, total, first.lost, max(at_least, 0), beyond)
+        ends_early = "archiver" in gaps or first.next is None
+        beyond = ends_early and held is not None and held.offset > archived.offset
+    found = Broken(first, tuple(sorted(gaps)), upto, total, first.lost, max(at_least, 0), beyond, archived.offset)
+    if is_topic_anew:  # while it was looked for, a worker may have read on in what came in its place
+        end = head.offset if head is not None and past.is_same is not False else 0
+        missing = max(mark.offset for mark in known) - max(archived.offset, end)
+        found = replace(found, total=upto, at_least=max(missing, 0), beyond=held is not None)
+        return replace(found, epoch=epoch_after(stream, past, upto))
+    return found
 
 
 def accept_losses(store: redis.Redis, catalog: Catalog, found: Findings) -> None:
     """Records every loss, behind which the consumers then go on, and has views that hold events which the archive will
-    never get built anew without them."""
-    markers = markers_key(catalog.project)
-    stream = EventStream(store, catalog.project)
-    topics = {source.name: source.kafka.topic for source in catalog.sources if source.kafka is not None}
+    never get built anew without them; and with them what it got after all in the meantime."""
+    stream, topics = EventStream(store, catalog.project), {source.name for source in catalog.sources if source.kafka}
     for broken in found.broken:
-        if broken.place[0] in topics and broken.gap.next is None:
-            raise RequestError(
-                f"The topic {topics[broken.place[0]]!r} ends before what was read of it, so it is another log now; "
-                f"give source {broken.place[0]!r} another name."
-            )
-    for broken in found.broken:
-        if broken.place[0] not in topics:
+        if broken.epoch is not None:
+            begin_epoch(found.root, broken.place, broken.epoch)
+        elif broken.place[0] not in topics:
             stream.raise_end(*broken.place, broken.upto)
-        loss = Loss(broken.gap.at.offset, broken.upto, broken.total, broken.lost, time.time_ns() // 1_000)
+        goes_on = broken.place[0] not in topics or broken.epoch is not None or broken.gap.next is not None
+        total = broken.total if goes_on else None
+        loss = Loss(broken.gap.at.offset, broken.upto, total, broken.lost, time.time_ns() // 1_000)
         record_loss(store, catalog.project, *broken.place, loss)
-    fields = [name(view) for view in found.doubtful for name in (ready_field, build_field)]
-    for source in {broken.gap.source for broken in found.broken if broken.beyond}:
-        fields += [applied_field("source", *place) for place in found.ends if place[0] == source]
-    if fields:
-        store.hdel(markers, *fields)
+    offline = OfflineStore(found.root.parent)
+    late = {it.gap.source for it in found.broken if offline.archived_offset(*it.place) > it.archived}
+    build_anew(store, catalog, late | {it.gap.source for it in found.broken if it.beyond}, goes_back=True)
 
 
 def raise_ends(store: redis.Redis, catalog: Catalog, found: Findings) -> None:

@@ -10,12 +10,15 @@ import redis
 import structlog
 
 from headrace.catalog.definitions import Catalog, catalog_to_json
-from headrace.errors import SettingsError, StaleCatalogError, UnavailableError
+from headrace.errors import HeadraceError, SettingsError, StaleCatalogError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog, read_mirror
 from headrace.stores.connection import open_store
 from headrace.stores.keys import catalog_key
+from headrace.stores.logs import Logs
 from headrace.stores.offline import OfflineStore
+from headrace.stores.stream import EventStream
+from materialize.forgotten_again import take_out_again
 from materialize.lease import Lease
 from materialize.sweep import sweeping
 from materialize.worker import BLOCK_MS, Worker
@@ -37,7 +40,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     store = open_store(settings)
     project = find_project(settings)
     offline = OfflineStore(settings.data_dir)
-    _catalog(store, settings, project)
+    _look_for_forgotten(store, settings, offline, _catalog(store, settings, project))
     failures, lease = 0, Lease(store, project, "worker", settings.lease)
     with lease.renewed(), sweeping(settings):
         while lease.wait(stop):
@@ -56,6 +59,15 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
     store.close()
+
+
+def _look_for_forgotten(store: redis.Redis, settings: Settings, offline: OfflineStore, catalog: Catalog) -> None:
+    """What this process wrote in its last life, and could not look after; the worker at work goes on meanwhile."""
+    with closing(Logs(EventStream(store, catalog.project), catalog, settings)) as logs:
+        try:
+            take_out_again(logs, offline, catalog)
+        except (redis.RedisError, HeadraceError) as error:
+            log.error("what was forgotten could not be looked for again", error=str(error))
 
 
 def _catalog(store: redis.Redis, settings: Settings, project: str) -> Catalog:

@@ -54,14 +54,14 @@ def sweep_layout(store: redis.Redis, catalog: Catalog, view: FeatureView) -> int
     A key that no view of an endless window or without a TTL has any more begins to expire. Stopped halfway it is
     safe to do again: that the layout was ever begun is forgotten last.
     """
-    layouts, script = LayoutMarkers(store, catalog.project), store.register_script(_SWEEP)
+    layouts = LayoutMarkers(store, catalog.project)
     layouts.forget_ready(view)
     ttl_ms = expiry_ms(_without(catalog, view), view)
     swept, field = 0, layout_field(view)
     for keys in _chunks(store, entity_prefix(catalog.project, view.entities)):
         pipe = store.pipeline(transaction=False)
         for key in keys:
-            script(keys=[key], args=[field, ttl_ms], client=pipe)
+            pipe.eval(_SWEEP, 1, key, field, ttl_ms)
         swept += sum(pipe.execute())
     layouts.forget_build(view)
     return swept

@@ -16,6 +16,7 @@ from headrace.compute.view_events import SourceEvents, ViewEvents, view_events
 from headrace.stores.counters import Counted, add_counts
 from headrace.stores.keys import layout_field
 from headrace.stores.letters import send_letters
+from headrace.stores.online import Update
 from headrace.stores.view_writes import Arrived
 
 __all__ = ["Forgotten", "ViewShares"]
@@ -26,7 +27,9 @@ class Forgotten(Protocol):
 
     def living(self, catalog: Catalog, batch: EventBatch) -> EventBatch: ...
 
-    def settle(self, written: Sequence[tuple[Any, Sequence[bytes]]]) -> None: ...
+    def without_gone_rows(self, kept: Any, update: Update) -> Update: ...
+
+    def settle(self, written: Sequence[tuple[Any, Sequence[bytes]]]) -> bool: ...
 
 
 class ViewShares:

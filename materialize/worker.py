@@ -25,7 +25,7 @@ from headrace.errors import (
     UnavailableError,
 )
 from headrace.settings import Settings, load_settings
-from headrace.stores.cluster import level
+from headrace.stores.cluster_level import level
 from headrace.stores.gaps import Stops, follows
 from headrace.stores.keys import layout_field, markers_key
 from headrace.stores.layout_markers import LayoutMarkers, NewLayout, store_time_us
@@ -38,9 +38,11 @@ from headrace.stores.stream import Entry, EventStream
 from materialize.ahead import Ahead, first_of
 from materialize.erase import ForgottenKeys
 from materialize.forget import Forgetter
+from materialize.forgotten_again import take_out_again
 from materialize.imported import extend_back, is_importing, replay_imports
 from materialize.layouts import Kept, kept_layouts, merge_batch, unknown_layouts
 from materialize.log import SourceLog
+from materialize.lost_tails import forget_lost_tails
 from materialize.view_shares import ViewShares
 
 __all__ = ["Worker"]
@@ -103,12 +105,16 @@ class Worker:
         while True:
             try:
                 self._start()
-                return
+                break
             except LayoutsMovedError as moved:
                 log.info("starting once more", reason=str(moved))
+        try:
+            take_out_again(self._stream, self._offline, self.catalog)
+        except (StreamGapError, UnavailableError) as problem:
+            log.error("what was forgotten could not be looked for again", problem=str(problem))
 
     def _start(self) -> None:
-        level(self._store, markers_key(self.catalog.project))
+        self._mend()
         self._know_layouts()
         wanted = [*places(self.catalog), *import_places(self.catalog)]
         held = self._markers.applied("source", [(source.name, partition) for source, partition in wanted])
@@ -127,6 +133,11 @@ class Worker:
                 self._set_ready(view)
         self._know_layouts()
         self._shares.counts.clear()  # what was built anew was counted when it came
+
+    def _mend(self) -> bool:
+        """Has layouts begun anew of which a shard of a cluster lost a part, or too little; whether there were any."""
+        is_forgotten = level(self._store, markers_key(self.catalog.project))
+        return bool(forget_lost_tails(self._stream, self._offline, self._markers, self.catalog)) or is_forgotten
 
     def _start_partition(self, source: Source, partition: int, held: Applied | None) -> _Reader:
         """Catches up with the archive, which may hold what a store that lost data no longer streams, and builds new
@@ -197,7 +208,8 @@ class Worker:
         held = self._layouts.held()
         fields = [layout_field(view) for view in catalog.views]
         complete = all(field in held.ready or field in self._kept for field in fields)
-        same = all(held.builds.get(field) in (kept.build, None) for field, kept in self._kept.items())
+        mine = {layout_field(view) for view in self.catalog.views}
+        same = all(held.builds.get(f) in (kept.build, *([] if f in mine else [None])) for f, kept in self._kept.items())
         if not (complete and same) or unknown_layouts(catalog, held):
             return False
         self.catalog = catalog
@@ -260,6 +272,8 @@ class Worker:
         Raises StoreLostError when the store holds less than it did, or a stream ends before what was applied,
         StreamGapError when a topic has lost what comes next.
         """
+        if self._mend():
+            raise StoreLostError("A shard of the store lost data; building views anew.")
         held = self._markers.applied("source", [*self._readers, *self._stops.held])
         heads = self._stream.stream_heads(self._readers)
         for place in self._stream.doubtful() & set(self._readers):
@@ -374,4 +388,6 @@ class Worker:
 
     def _write(self, batch: EventBatch, layouts: Iterable[Kept]) -> None:
         """Merges a batch into those of the layouts that it feeds."""
+        if batch.source.kafka is None and batch.partition != IMPORTS:
+            self._markers.announce(batch.source.name, batch.partition, batch.end)
         merge_batch(self._online, self._shares, batch, layouts)

@@ -10,9 +10,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from headrace.catalog.definitions import Column
-from headrace.compute.columns import typed_column
-from headrace.dtypes import DType
+from headrace.compute.columns import parse_moment
 from headrace.errors import RequestError
 from serving.errors import WireError
 
@@ -84,14 +82,3 @@ def _loads_lenient(raw: bytes, reason: Exception) -> Any:
 def _shown(raw: bytes) -> str:
     text = raw[:60].decode(errors="replace")
     return repr(text) if text else "nothing"
-
-
-def parse_moment(text: str | None) -> int | None:
-    """An RFC 3339 moment in microseconds UTC; without a zone it is UTC."""
-    if text is None:
-        return None
-    array, wrong = typed_column([text], Column("as_of", DType.TIMESTAMP))
-    if wrong:
-        raise RequestError(f"{wrong[0]}; write an RFC 3339 moment like 2013-05-01T12:00:00Z.")
-    moment: int = array.cast("int64")[0].as_py()
-    return moment

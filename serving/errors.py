@@ -1,6 +1,7 @@
 """From exceptions to HTTP: the status, and the body that Feast's SDK turns into its own exception again.
 
-The body is a JSON string that holds a JSON object of `module`, `class` and `message`, as Feast's server writes it.
+The body is a JSON string that holds a JSON object of `module`, `class` and `message`, as Feast's server writes it, and
+of `error`, the name of our exception.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from headrace.errors import (
 )
 from headrace.telemetry import get_logger
 
-__all__ = ["HANDLERS", "WireError", "error_response", "on_unexpected_error"]
+__all__ = ["CLIENT_GONE", "HANDLERS", "WireError", "error_response", "failure_response"]
 
 RETRY_AFTER_S = 1
 CLIENT_GONE = 499
@@ -56,10 +57,15 @@ _FEAST_CLASSES = {
 }
 
 
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """A reply of Feast's error form; what of the message UTF-8 cannot hold is written as an escape."""
+def error_response(
+    status: int, message: str, headers: dict[str, str] | None = None, kind: type[Exception] | None = None
+) -> Response:
+    """A reply of Feast's error form; what of the message UTF-8 cannot hold is written as an escape. `kind` is added as
+    `error`, for our own client."""
     message = message.encode(errors="backslashreplace").decode()
     detail = {"module": "feast.errors", "class": _feast_class(status, message), "message": message}
+    if kind is not None:
+        detail["error"] = kind.__name__
     body = orjson.dumps(orjson.dumps(detail).decode())
     return Response(body, status, headers=headers, media_type="application/json")
 
@@ -72,22 +78,26 @@ def _feast_class(status: int, message: str) -> str:
     return next(found, "FeastObjectNotFoundException")
 
 
-async def on_headrace_error(request: Request, error: Exception) -> Response:
-    """What we raised on purpose: the caller learns the message, unless the fault is ours."""
+def failure_response(error: Exception, path: str) -> Response:
+    """The reply to a request for `path` that failed. What we raised on purpose tells the caller the message; a store
+    that is down, full or restarting is 503; anything else is a defect of ours: the log has the trace, the caller a
+    plain 500."""
     if isinstance(error, WireError):
         return error_response(error.status, str(error))
+    if isinstance(error, redis.RedisError):
+        log.warning("the online store failed", path=path, error=repr(error))
+        message = "The online store does not answer; try again."
+        return error_response(503, message, {"Retry-After": str(RETRY_AFTER_S)})
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
     if status is None:
-        return await on_unexpected_error(request, error)
+        log.error("a request failed", path=path, exc_info=error)
+        return error_response(500, "The server failed on this request; its log says why.")
     retry_s = error.retry_after_s if isinstance(error, StreamFullError) else RETRY_AFTER_S
-    return error_response(status, str(error), {"Retry-After": str(retry_s)} if status == 503 else None)
+    return error_response(status, str(error), {"Retry-After": str(retry_s)} if status == 503 else None, type(error))
 
 
-async def on_store_error(request: Request, error: Exception) -> Response:
-    """The online store is down, full or restarting."""
-    log.warning("the online store failed", path=request.url.path, error=repr(error))
-    message = "The online store does not answer; try again."
-    return error_response(503, message, {"Retry-After": str(RETRY_AFTER_S)})
+async def on_failure(request: Request, error: Exception) -> Response:
+    return failure_response(error, request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -102,16 +112,10 @@ async def on_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-async def on_unexpected_error(request: Request, error: Exception) -> Response:
-    """A defect of ours: the log has the trace, the caller a plain 500."""
-    log.error("a request failed", path=request.url.path, exc_info=error)
-    return error_response(500, "The server failed on this request; its log says why.")
-
-
 HANDLERS = {
-    HeadraceError: on_headrace_error,
-    redis.RedisError: on_store_error,
+    HeadraceError: on_failure,
+    redis.RedisError: on_failure,
     HTTPException: on_http_error,
     ClientDisconnect: on_gone,
-    Exception: on_unexpected_error,
+    Exception: on_failure,
 }

@@ -16,6 +16,7 @@ from headrace.stores.keys import counters_key, markers_key
 from headrace.stores.markers import places, ready_field
 from headrace.stores.stream import heads_async
 from headrace.stores.stream_reports import ReportQuery
+from serving.openapi import HEALTH, METRICS, READY, STREAMS
 from serving.replies import json_response
 from serving.state import ServerState, state_of
 
@@ -24,13 +25,13 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", responses=HEALTH)
 async def health() -> Response:
     """200 while the process lives."""
     return json_response({"status": "ok"})
 
 
-@router.get("/ready")
+@router.get("/ready", responses=READY)
 async def ready(request: Request) -> Response:
     """200 once every view can be served, else 503 with what is missing."""
     state = state_of(request)
@@ -59,7 +60,7 @@ def _places(catalog: Catalog, views: list[FeatureView]) -> dict[str, list[tuple[
     return {view.name: [place for place in every if place[0] in (view.source, f"writes/{view.name}")] for view in views}
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=METRICS, response_class=Response)
 async def metrics(request: Request) -> Response:
     """What the server and the worker count, for Prometheus."""
     state = state_of(request)
@@ -75,7 +76,7 @@ async def _counts(state: ServerState) -> dict[Counted, int]:
     return decode_counts(raw)
 
 
-@router.get("/streams")
+@router.get("/streams", responses=STREAMS)
 async def streams(request: Request) -> Response:
     """By source: the last event's position in the stream, in all its views and in the archive; lag and watermark.
 

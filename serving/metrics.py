@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,19 +47,36 @@ class Metrics:
             "headrace_pushed_events", "Events taken into the stream.", ("source",), registry=self.registry
         )
 
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
     def render(self, worker: Mapping[Counted, int]) -> bytes:
-        """All of them, and what the worker has counted, in Prometheus' text format."""
+        """All of them, of all server processes of one address, and what the worker has counted, in Prometheus' text
+        format."""
         theirs = CollectorRegistry()
         theirs.register(_WorkerCounts(worker))
-        return generate_latest(self.registry) + generate_latest(theirs)
+        return generate_latest(self._shared()) + generate_latest(theirs)
+
+    def _shared(self) -> CollectorRegistry:
+        """What all processes count that share a folder of counts (see workers.py), else what this one does."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is None:
+            return self.registry
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared, folder)  # type: ignore[no-untyped-call]
+        return shared
 
     def observe(self, route: str, status: int, seconds: float) -> None:
-        self.requests.labels(route, str(status)).inc()
-        self.latency.labels(route).observe(seconds)
+        found = self._answered.get((route, status))
+        if found is None:
+            found = self.requests.labels(route, str(status)), self.latency.labels(route)
+            self._answered[route, status] = found
+        requests, latency = found
+        requests.inc()
+        latency.observe(seconds)
 
     def looked_up(self, result: LookupResult) -> None:
         """Count the rows of one lookup and what of them is out of range."""
-        self.rows.inc(len(result.t_us))
+        self.rows.inc(result.request.rows)
         for labels, n in result.out_of_range.items():
             self.out_of_range.labels(*labels).inc(n)
 

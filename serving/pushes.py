@@ -10,12 +10,13 @@ from fastapi import APIRouter, Request, Response
 from headrace.catalog.definitions import Catalog, Column, FeatureView, Source, write_source
 from headrace.compute.columns import typed_column
 from headrace.dtypes import DType
-from headrace.errors import RequestError, StreamFullError
+from headrace.errors import RequestError
 from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
+from headrace.stores.appends import append_batches
 from headrace.stores.payloads import Batch, arrow_batches, column_batches, ndjson_batches, refuse_topic
-from headrace.stores.stream import Append, Position, append_async
 from serving.bodies import OFF_LOOP_BYTES, parse_off_loop, read_body, read_json
 from serving.errors import WireError
+from serving.openapi import PUSH, WRITE
 from serving.replies import json_response
 from serving.routes import json_body
 from serving.schemas import PushBody, WriteBody
@@ -38,7 +39,7 @@ PUSH_DOC["requestBody"]["content"] |= {
 }
 
 
-@router.post("/push", openapi_extra=PUSH_DOC)
+@router.post("/push", openapi_extra=PUSH_DOC, responses=PUSH)
 async def push(request: Request, source: str | None = None) -> Response:
     """Append events to a source's stream; answers once the stream has them.
 
@@ -72,31 +73,15 @@ async def _push_raw(
 
 
 async def _append(state: ServerState, source: Source, batches: list[Batch]) -> Response:
-    """Append entry by entry: when one fails, those before it stay, and a retry's repeats are known by their ids."""
-    ends: dict[str, Position] = {}
-    for batch in batches:
-        held = (batch.format, batch.payload, batch.count, batch.partition)
-        entry = Append(source.name, *held, state.catalog.version)
-        try:
-            end = await append_async(state.store, state.catalog.project, entry, state.settings.stream_budget)
-        except StreamFullError as error:
-            raise _partly(error, source, batches[: batches.index(batch)]) from None
-        ends[str(batch.partition)] = end
+    def count(batch: Batch) -> None:
         state.metrics.pushed.labels(source.name).inc(batch.count)
-    accepted = sum(batch.count for batch in batches)
-    return json_response({"accepted": accepted, "position": {part: str(end) for part, end in ends.items()}})
+
+    budget = state.settings.stream_budget
+    position = await append_batches(state.store, state.catalog, source, batches, budget, count)
+    return json_response({"accepted": sum(batch.count for batch in batches), "position": position})
 
 
-def _partly(error: StreamFullError, source: Source, before: list[Batch]) -> StreamFullError:
-    """The refusal of one batch, which says what of the same push was accepted before it."""
-    if not before:
-        return error
-    again = "their ids mark them as repeats" if source.event_id else "without an event id they will count twice"
-    accepted = sum(batch.count for batch in before)
-    return StreamFullError(f"{error} {accepted} events of this push were accepted: {again}.", error.retry_after_s)
-
-
-@router.post("/write-to-online-store", openapi_extra=json_body(WriteBody))
+@router.post("/write-to-online-store", openapi_extra=json_body(WriteBody), responses=WRITE)
 async def write_to_online_store(request: Request) -> Response:
     """Write rows into a plain or batch view; the newest event time of a key wins.
 
@@ -142,6 +127,10 @@ def checked_rows(source: Source, df: Mapping[str, list[Any]]) -> dict[str, list[
     return columns
 
 
+FEAST_NO_TIME = -(2**63)
+"""What Feast's SDK posts for a timestamp that is null."""
+
+
 def _readable(column: Column, values: list[Any]) -> list[Any]:
     """Feast's SDK posts timestamps of features as whole seconds since 1970; they become text."""
     if column.dtype is not DType.TIMESTAMP:
@@ -149,7 +138,9 @@ def _readable(column: Column, values: list[Any]) -> list[Any]:
     return [_moment_text(column, value) if type(value) is int else value for value in values]
 
 
-def _moment_text(column: Column, seconds: int) -> str:
+def _moment_text(column: Column, seconds: int) -> str | None:
+    if seconds == FEAST_NO_TIME:
+        return None
     if not EARLIEST_US <= seconds * 1_000_000 <= LATEST_US:
         raise RequestError(f"{column.name} must not lie outside the years 1 to 9999, got {seconds} s since 1970.")
     return rfc3339(seconds * 1_000_000)

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from headrace.errors import RequestError
-from headrace.read.lookup import lookup, parse_request
-from serving.bodies import parse_moment, read_json
-from serving.replies import json_response, lookup_reply
+from serving.arrow_replies import arrow_response, wants_arrow
+from serving.bodies import OFF_LOOP_BYTES, parse_off_loop, read_body
+from serving.lookups import LookupCall, Question, parse_question
+from serving.openapi import LOOKUP
+from serving.replies import Timestamps
 from serving.schemas import LookupBody
-from serving.state import now_us, state_of
+from serving.state import state_of
 
 __all__ = ["json_body", "router"]
 
@@ -24,20 +25,25 @@ def json_body(model: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/get-online-features", openapi_extra=json_body(LookupBody))
-async def get_online_features(request: Request, metadata: Literal["plain", "full"] = "plain") -> Response:
+@router.post("/get-online-features", openapi_extra=json_body(LookupBody), responses=LOOKUP)
+async def get_online_features(
+    request: Request, metadata: Literal["plain", "full"] = "plain", timestamps: Timestamps = "seconds"
+) -> Response:
     """Feature vectors, in the columnar form of Feast's feature server.
 
-    `?metadata=full` adds to the metadata each row's moment `t`, the catalog version, and per view the applied
-    positions, the watermark and whether a window is still warming.
+    Features that are timestamps are whole seconds since 1970, as Feast's server writes them; `?timestamps=rfc3339`
+    asks for text with microseconds. `?metadata=full` adds to the metadata each row's moment `t`, the catalog version,
+    and per view the applied positions, the watermark, whether a window is still warming, the tier that answered and
+    each row's age in seconds. `Accept: application/vnd.apache.arrow.stream` asks for one Arrow record batch.
     """
     state = state_of(request)
-    body = await read_json(request, LookupBody, state.settings.max_body_bytes)
-    if (body.feature_service is None) == (not body.features):
-        raise RequestError("A request must name a feature_service or features, one of the two; name one.")
-    plan = state.plan(body.feature_service, body.features, body.full_feature_names)
-    asked = parse_request(plan, body.entities, state.settings.max_rows)
-    result = await lookup(state.store, plan, asked, parse_moment(body.as_of), now_us())
-    state.refuse_unconfirmed()
-    state.metrics.looked_up(result)
-    return json_response(lookup_reply(result, plan.catalog.version, metadata == "full"))
+    call = LookupCall(state, await _question(request, state.settings.max_body_bytes))
+    result = call.result(await call.fetch())
+    if wants_arrow(request.headers.get("accept", "")):
+        return arrow_response(result, metadata == "full")
+    return Response(call.served.write(result, metadata == "full", timestamps), media_type="application/json")
+
+
+async def _question(request: Request, limit: int) -> Question:
+    raw = await read_body(request, limit)
+    return await parse_off_loop(parse_question, raw) if len(raw) >= OFF_LOOP_BYTES else parse_question(raw)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import uvicorn
 
-from headrace.errors import SettingsError
 from headrace.settings import Settings
 from serving.app import build_app
+from serving.lane import lane_protocol
+from serving.listeners import BACKLOG, Listeners, bind, listening, url_of
 from serving.state import open_state
+from serving.workers import run_workers
 
-__all__ = ["run_server"]
+__all__ = ["Server", "bind", "make_config", "run_server", "serve_handed", "url_of"]
 
-BACKLOG = 2_048
 GRACE_S = 10
 
 
@@ -26,74 +31,83 @@ def run_server(settings: Settings, on_listening: Callable[[str], None], stop: th
     over. Raises SettingsError for a set-up that cannot work.
     """
     stop = stop or threading.Event()
-    listener = bind(settings)
+    with listening(settings) as listeners:
+        url = url_of(listeners.address, settings.tls_cert is not None)
+        if settings.workers > 1:
+            run_workers(settings, listeners, lambda: on_listening(url), stop)
+        else:
+            serve(settings, listeners, lambda: on_listening(url), stop)
+
+
+def serve(settings: Settings, listeners: Listeners, on_listening: Callable[[], None], stop: threading.Event) -> None:
+    """Serve in this process, on sockets that listen."""
+    server = Server(make_config(settings), on_listening, stop, listeners.local)
+    if not stop.is_set():
+        server.run(sockets=[listeners.address])
+
+
+def serve_handed(settings: Settings, handed: str, stop: threading.Event) -> None:
+    """Serve as a worker, on the sockets that its parent hands it (see workers.py)."""
+    address, local, ready = (None if part == "-" else int(part) for part in handed.split(","))
+    assert address is not None and ready is not None
+    unix = None if local is None else socket.socket(fileno=local)
     try:
-        server = Server(make_config(settings), lambda: on_listening(url_of(listener)), stop)
-        if not stop.is_set():
-            server.run(sockets=[listener])
+        serve(settings, Listeners(socket.socket(fileno=address), unix), lambda: _say_ready(ready), stop)
     finally:
-        listener.close()
+        if unix is not None:
+            unix.close()
 
 
-def bind(settings: Settings) -> socket.socket:
-    """A socket at the settings' host and port; raises SettingsError when it cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise _cannot_listen(settings, error) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(settings, error) from None
-    return listener
-
-
-def _cannot_listen(settings: Settings, error: OSError) -> SettingsError:
-    return SettingsError(
-        f"The server must have a free address, but {settings.host}:{settings.port} cannot be had ({error.strerror}); "
-        "choose another with HEADRACE_PORT or --port (0 takes any free one)."
-    )
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+def _say_ready(pipe: int) -> None:
+    os.write(pipe, b".")
+    os.close(pipe)
 
 
 def make_config(settings: Settings) -> uvicorn.Config:
+    state = open_state(settings)
     return uvicorn.Config(
-        build_app(open_state(settings)),
+        build_app(state),
         loop="uvloop",
-        http="httptools",
+        http=lane_protocol(state) if settings.fast_lane else "httptools",
         ws="none",
         access_log=False,
         log_config=None,
         log_level="critical",  # failures of requests are logged once, by the handler of unexpected errors
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
     )
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it listens, and stops at once if `stop` was set while it started."""
+    """uvicorn's server, which says when it listens, and stops at once if `stop` was set while it started. It listens on
+    the unix socket `local` too."""
 
     def __init__(
-        self, config: uvicorn.Config, on_listening: Callable[[], None], stop: threading.Event | None = None
+        self,
+        config: uvicorn.Config,
+        on_listening: Callable[[], None],
+        stop: threading.Event | None = None,
+        local: socket.socket | None = None,
     ) -> None:
         super().__init__(config)
         self._on_listening = on_listening
         self._stop = stop
+        self._local = local
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started and self._local is not None:
+            self.servers.append(await self._listen_locally(self._local))
         if self._stop is not None and self._stop.is_set():
             self.should_exit = True
         elif self.started:
             self._on_listening()
+
+    async def _listen_locally(self, local: socket.socket) -> Any:
+        config: Any = self.config
+        protocol = partial(
+            config.http_protocol_class, config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return await asyncio.get_running_loop().create_unix_server(protocol, sock=local, backlog=BACKLOG)

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import redis
 import redis.asyncio
@@ -15,21 +15,21 @@ from fastapi import FastAPI, Request
 
 from headrace.catalog.definitions import Catalog, catalog_from_json
 from headrace.errors import HeadraceError, SettingsError, UnavailableError
-from headrace.read.lookup import LookupPlan, plan_features, plan_service
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store, open_store_async
 from headrace.stores.keys import catalog_key
 from headrace.stores.models import Champions
+from headrace.stores.multiplexed import SharedConnection
 from headrace.telemetry import get_logger
 from serving.metrics import Metrics
+from serving.plans import Plans
 from serving.topic_heads import TopicHeads
 
-__all__ = ["ServerState", "open_state", "state_of"]
+__all__ = ["ServerState", "open_catalog", "open_state", "state_of"]
 
 CATALOG_POLL_S = 1.0
 CONFIRM_S = 300.0
-MOST_PLANS = 1_000
 
 log = get_logger()
 
@@ -40,33 +40,21 @@ class ServerState:
     def __init__(self, settings: Settings, store: redis.asyncio.Redis, catalog: Catalog) -> None:
         self.settings = settings
         self.store = store
+        self.reads = shared_reads(store)
         self.catalog = catalog
+        self.plans = Plans(catalog)
         self.problem: str | None = None
         self.metrics = Metrics()
         self.champions = Champions(settings.data_dir)
         self.topic_heads = TopicHeads(settings)
-        self._plans: dict[tuple[Any, ...], LookupPlan] = {}
         self._confirmed_s = time.monotonic()
         self._stopping = asyncio.Event()
 
-    def plan(self, service: str | None, features: list[str], full_names: bool) -> LookupPlan:
-        """The plan of a request, made once per catalog."""
-        key = (service, tuple(features), full_names)
-        plan = self._plans.get(key)
-        if plan is None:
-            make: Callable[..., LookupPlan] = plan_service if service is not None else plan_features
-            plan = make(self.catalog, service if service is not None else features, full_names)
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
-            self._plans[key] = plan
-        return plan
-
-    def use(self, catalog: Catalog) -> None:
-        """Answer from `catalog` from now on; requests under way keep the one they began with."""
+    def use(self, catalog: Catalog, plans: Plans) -> None:
+        """Answer from `catalog` from now on, by its `plans`; requests under way keep the one they began with."""
         self.problem = clock_problem(self.settings, catalog)
         if self.problem is None:
-            self.catalog = catalog
-            self._plans.clear()
+            self.catalog, self.plans = catalog, plans
 
     async def follow_catalog(self) -> None:
         """Take every catalog that apply writes, until `stop_following`."""
@@ -76,7 +64,7 @@ class ServerState:
             try:
                 raw = await self.store.get(key)
                 if raw is not None and raw != seen:
-                    self._take(catalog_from_json(raw))
+                    await self._take(catalog_from_json(raw))
                     seen = raw
                 if raw is not None:
                     self._confirmed_s = asked_s
@@ -109,11 +97,18 @@ class ServerState:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
-    def _take(self, catalog: Catalog) -> None:
+    async def _take(self, catalog: Catalog) -> None:
         if catalog == self.catalog:
             return
-        self.use(catalog)
+        self.use(catalog, await asyncio.to_thread(Plans, catalog))
         log.info("catalog changed", version=catalog.version, problem=self.problem)
+
+
+def shared_reads(store: Any) -> redis.asyncio.Redis | SharedConnection:
+    """What lookups ask: one connection that they share; of a cluster its client, which has one to every node."""
+    if isinstance(store, redis.asyncio.RedisCluster):
+        return cast(redis.asyncio.Redis, store)
+    return SharedConnection(store)
 
 
 def clock_problem(settings: Settings, catalog: Catalog) -> str | None:
@@ -129,11 +124,17 @@ def clock_problem(settings: Settings, catalog: Catalog) -> str | None:
 def open_state(settings: Settings) -> ServerState:
     """Reads the catalog and checks the set-up. Raises SettingsError or UnavailableError with the remedy."""
     with contextlib.closing(open_store(settings)) as store:
-        catalog = load_catalog(store, find_project(settings))
+        catalog = open_catalog(settings, store)
+    return ServerState(settings, open_store_async(settings), catalog)
+
+
+def open_catalog(settings: Settings, store: redis.Redis) -> Catalog:
+    """The catalog to serve. Raises SettingsError or UnavailableError with the remedy."""
+    catalog = load_catalog(store, find_project(settings))
     problem = clock_problem(settings, catalog)
     if problem:
         raise SettingsError(problem)
-    return ServerState(settings, open_store_async(settings), catalog)
+    return catalog
 
 
 @contextlib.asynccontextmanager
@@ -147,6 +148,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await state.stop_following(following)
         state.topic_heads.close()
+        if isinstance(state.reads, SharedConnection):
+            await state.reads.aclose()
         await state.store.aclose()
 
 

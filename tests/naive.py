@@ -212,6 +212,11 @@ def magnitude(aggregation: Aggregation, events: Iterable[NaiveEvent], key: Any, 
     return squares if base == "var" else squares / max(math.sqrt(variance), 3.2e-5 * math.sqrt(squares), 1e-300)
 
 
+def known_at(events: Iterable[NaiveEvent], t_us: int) -> list[NaiveEvent]:
+    """The events that had arrived before t."""
+    return [event for event in events if event.arrival_us < t_us]
+
+
 def plain_row(events: Iterable[NaiveEvent], key: Any, t_us: int, ttl_us: int) -> Any:
     """The values of the newest event at or before t, None when it is past its TTL, UNSEEN when there is none."""
     before = [event for event in events if event.key == key and event.time_us <= t_us]

@@ -137,7 +137,8 @@ class Live:
 
     def look_up(self, cards: list[Any], service: str = "card_v1", **more: Any) -> dict[str, list[Any]]:
         """Values by feature name."""
-        reply = self.post("/get-online-features", {"feature_service": service, "entities": {"card_id": cards}, **more})
+        body = {"feature_service": service, "entities": {"card_id": cards}, **more}
+        reply = self.post("/get-online-features", body, timestamps="rfc3339")
         return dict(zip(reply["metadata"]["feature_names"], (r["values"] for r in reply["results"]), strict=True))
 
     def wait_until_applied(self, kind: str = "applied") -> dict[str, Any]:

@@ -41,7 +41,7 @@ from headrace.catalog.retention import refuse_short_retention
 from headrace.catalog.schema import refuse_twice
 from headrace.errors import DefinitionError
 
-__all__ = ["compile_repo", "name_notes", "notes_of", "places_of", "sources_of", "views_of"]
+__all__ = ["compile_repo", "continue_catalog", "name_notes", "notes_of", "places_of", "sources_of", "views_of"]
 
 Known = Mapping[str, View | OnDemandView]
 
@@ -78,10 +78,10 @@ def compile_repo(
         on_demand_views=tuple(on_demand),
         services=tuple(services),
     )
-    return _continue(catalog, previous)
+    return continue_catalog(catalog, previous)
 
 
-def _continue(catalog: Catalog, previous: Catalog | None) -> Catalog:
+def continue_catalog(catalog: Catalog, previous: Catalog | None) -> Catalog:
     """`catalog` with the layouts and, if it is the same, the version of `previous`."""
     known = {source.name: source for source in previous.sources} if previous else {}
     sources = tuple(_with_added(source, known.get(source.name), catalog.version) for source in catalog.sources)
@@ -136,9 +136,15 @@ def sources_of(repo: Repo) -> list[DataSource]:
     sources += [source.batch_source for source in sources if isinstance(source, StreamSource) and source.batch_source]
     unique: list[DataSource] = []
     for source in sources:
-        if not any(source is known for known in unique):
+        if not any(_is_same(source, known) for known in unique):
             unique.append(source)
     return unique
+
+
+def _is_same(source: DataSource, known: DataSource) -> bool:
+    """Whether two are one: the same object, or equal files, for Feast copies a file's source into its views."""
+    files = isinstance(source, FileSource) and isinstance(known, FileSource)
+    return source is known or (files and bool(source == known))
 
 
 def _on_demand(

@@ -26,7 +26,8 @@ COMMANDS = {
     "push": ("headrace.cli.push", "Push the events of a file to a source."),
     "streams": ("headrace.cli.push", "Show each source's head, applied and archived positions."),
     "ingest": ("headrace.cli.ingest", "Import past events from files into the archive and the views."),
-    "materialize": ("headrace.cli.dataset", "Load a batch view's rows into the online store."),
+    "materialize": ("headrace.cli.materialize", "Load the rows of batch views into the online store."),
+    "materialize-incremental": ("headrace.cli.materialize", "Load what came into their files since the last time."),
     "dataset": ("headrace.cli.dataset", "Build a point-in-time-correct training set."),
     "train": ("headrace.cli.training", "Fit and evaluate the baseline model of a service."),
     "jobs": ("headrace.cli.training", "Show the scheduled jobs, or run one now."),
@@ -85,3 +86,17 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if not _is_of_the_store(error):
+            raise
+        click.echo(
+            f"Error: The online store failed ({error}); see that it runs, then give the command again.", err=True
+        )
+        sys.exit(1)
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    """Whether the store went away or was replaced meanwhile. Its client is not imported where nothing needs it; a reply
+    that is an error and nothing else would be our mistake."""
+    client = sys.modules.get("redis")
+    return client is not None and isinstance(error, client.RedisError) and type(error) is not client.ResponseError

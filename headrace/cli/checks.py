@@ -144,6 +144,23 @@ def _views(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
         yield Finding("warn", "views", f"not ready: {', '.join(missing)}; see that a worker runs (headrace up).")
     else:
         yield Finding("ok", "views", f"all {len(catalog.views)} ready")
+    yield from _layouts(store, catalog)
+
+
+def _layouts(store: redis.Redis, catalog: Catalog) -> Iterator[Finding]:
+    from headrace.cli.layouts_shown import layouts_beside
+    from materialize.changing import changed_by
+
+    by = changed_by(store, catalog.project)
+    for layout in layouts_beside(catalog):
+        what = f"layout of {layout.view}"
+        if layout.state == "retiring":
+            yield Finding("ok", what, f"{layout} by a worker")
+        elif by is not None:
+            yield Finding("ok", what, f"{layout} is being built by {by}")
+        else:
+            again = f"nobody builds it; go on with headrace rebuild {layout.view} (or headrace apply --rebuild)."
+            yield Finding("warn", what, f"{layout} was begun, and {again}")
 
 
 def _streams(store: redis.Redis, catalog: Catalog, settings: Settings) -> Iterator[Finding]:
@@ -254,12 +271,12 @@ def _models(settings: Settings, catalog: Catalog) -> Iterator[Finding]:
 
 
 def _server(settings: Settings, url: str | None) -> Iterator[Finding]:
-    from headrace.cli.server_file import running_server
+    from headrace.cli.server_file import running_server, trusting
 
     url = url or running_server(settings) or f"http://{settings.host}:{settings.port}"
     url = f"{url.rstrip('/')}/ready"
     try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
+        with urllib.request.urlopen(url, timeout=2, context=trusting(settings)) as reply:
             yield Finding("ok", "server", f"{url} answers {reply.status}")
     except urllib.error.HTTPError as error:
         yield Finding("warn", "server", f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,10 +14,9 @@ from headrace.catalog.evolve import Change, changes, refuse_unsafe, shown_item
 from headrace.catalog.layouts import new_views, settled
 from headrace.catalog.project import project_of
 from headrace.cli.common import counted, with_settings
-from headrace.errors import DataError, DefinitionError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
+from headrace.errors import DataError, HeadraceError, SettingsError, UnavailableError, UnknownNameError
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_catalog, find_project, read_mirror, replace_catalog
-from headrace.stores.keys import layout_field
 from headrace.windows.window import format_duration
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def _make_current(
     """Register `target` and make it the catalog, its new layouts built before if `rebuild`; what was saved, and where
     it was registered. Adds to the notes what a rebuild did."""
     from headrace.catalog.feast_registry import register, try_to_register
-    from headrace.stores.layout_markers import LayoutMarkers, store_time_us
+    from headrace.stores.layout_markers import LayoutMarkers, refuse_gap, store_time_us
 
     if rebuild and previous is not None and new_views(previous, target):
         from headrace.cli.rebuild import replay_bar, told
@@ -111,23 +109,11 @@ def _make_current(
         notes.append(told(done))
         return done.catalog, places[0]
     layouts = LayoutMarkers(store, target.project)
-    _refuse_gap(previous, target, layouts.held().ready)
+    refuse_gap(previous, target, layouts.held().ready)
     catalog = target if target == previous else settled(previous, target, store_time_us(store), layouts.is_swept)
     registry = register(repo, catalog)
     replace_catalog(store, settings, catalog, previous)
     return catalog, registry
-
-
-def _refuse_gap(previous: Catalog | None, target: Catalog, ready: Collection[str]) -> None:
-    """Raises DefinitionError for views that serve and would not until a worker has built them anew."""
-    serving = {view.name for view in previous.views if layout_field(view) in ready} if previous else set()
-    new = [view for view in new_views(previous, target) if layout_field(view) not in ready]
-    changed = [view.name for view in new if view.name in serving]
-    if changed:
-        raise DefinitionError(
-            f"A view that serves is not taken away to be built anew, and the values of {', '.join(changed)} would "
-            "mean something else; run headrace apply --rebuild, which builds the new ones while the present ones serve."
-        )
 
 
 def _rebuild_notes(previous: Catalog | None, target: Catalog) -> list[str]:
@@ -140,16 +126,22 @@ def _rebuild_notes(previous: Catalog | None, target: Catalog) -> list[str]:
 @json_option
 @with_settings
 def list_command(settings: Settings, as_json: bool) -> None:
-    """List the catalog's entities, sources, views and services."""
+    """List the catalog's entities, sources, views and services, and layouts that arrive or retire."""
+    from headrace.cli.layouts_shown import layouts_beside
+
     catalog = _applied(settings)
+    beside = layouts_beside(catalog)
     if as_json:
-        names = {kind: [item.name for item in getattr(catalog, kind)] for kind in KINDS}
+        names: dict[str, Any] = {kind: [item.name for item in getattr(catalog, kind)] for kind in KINDS}
+        names |= {state: [it.as_plain() for it in beside if it.state == state] for state in ("arriving", "retiring")}
         _print_json({"project": catalog.project, "version": catalog.version, "clock": catalog.clock, **names})
         return
     click.echo(f"project {catalog.project}, version {catalog.version}, clock {catalog.clock}")
     for attribute, kind in KINDS.items():
         for item in getattr(catalog, attribute):
             click.echo(f"{kind:24}{item.name:32}{_summary(item)}".rstrip())
+    for layout in beside:
+        click.echo(f"{layout.state + ' layout':24}{layout.view:32}{layout}")
 
 
 @click.command("describe")

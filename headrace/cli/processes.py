@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -61,24 +62,33 @@ def schedule_command(settings: Settings, supervised: bool) -> None:
 @click.command("serve")
 @host_option
 @port_option
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve, on one address [HEADRACE_WORKERS].")
+@click.option("--uds", type=click.Path(path_type=Path), help="Unix socket to listen on too [HEADRACE_UDS].")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM [HEADRACE_TLS_CERT].")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The certificate's key, PEM [HEADRACE_TLS_KEY].")
+@click.option("--fast-lane/--no-fast-lane", default=None, help="Answer lookups before ASGI [HEADRACE_FAST_LANE].")
+@click.option("--handed", hidden=True, help="Sockets that the parent of this worker opened.")
 @supervised_option
 @with_settings
-def serve_command(settings: Settings, host: str | None, port: int | None, supervised: bool) -> None:
+def serve_command(settings: Settings, supervised: bool, handed: str | None, **given: Any) -> None:
     """Answer lookups, pushes and predictions over HTTP, until stopped."""
     from headrace.cli.server_file import forget_server, record_server
     from headrace.telemetry import configure_logging
 
     stop = stop_on_signals(supervised)  # before the imports that take long: uvicorn takes the signals over later
-    from serving.run import run_server
+    from serving.run import run_server, serve_handed
 
     configure_logging("server")
+    if handed is not None:
+        serve_handed(settings, handed, stop)
+        return
 
     def on_listening(url: str) -> None:
         record_server(settings, url)
         announce(url)
 
     try:
-        run_server(with_address(settings, host, port), on_listening, stop)
+        run_server(with_given(settings, **given), on_listening, stop)
     finally:
         forget_server(settings)
 
@@ -91,11 +101,11 @@ def up_command(settings: Settings, host: str | None, port: int | None) -> None:
     """Run store, worker, archiver, server and scheduler in this terminal; Ctrl-C stops them cleanly."""
     from headrace.cli.supervisor import run_all
 
-    sys.exit(run_all(with_address(settings, host, port), stop_on_signals(False)))
+    sys.exit(run_all(with_given(settings, host=host, port=port), stop_on_signals(False)))
 
 
-def with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
-    given = {"host": host, "port": port}
+def with_given(settings: Settings, **given: Any) -> Settings:
+    """The settings with those that the command line gives."""
     return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 

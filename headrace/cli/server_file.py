@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 
 import orjson
 
 from headrace.settings import Settings
 
-__all__ = ["forget_server", "record_server", "running_server"]
+__all__ = ["forget_server", "record_server", "running_server", "trusting"]
 
 
 def record_server(settings: Settings, url: str) -> None:
@@ -41,6 +42,15 @@ def running_server(settings: Settings) -> str | None:
     except PermissionError:
         pass  # it lives, as another user's
     return url
+
+
+def trusting(settings: Settings) -> ssl.SSLContext:
+    """What a server of these settings is asked with over TLS: its own certificate is trusted, under any name."""
+    context = ssl.create_default_context()
+    if settings.tls_cert is not None:
+        context.load_verify_locations(settings.tls_cert)
+        context.check_hostname = False
+    return context
 
 
 def _path(settings: Settings) -> Path:

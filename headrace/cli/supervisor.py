@@ -18,6 +18,7 @@ from typing import IO, TextIO
 
 import orjson
 
+from headrace.cli.server_file import trusting
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store
@@ -117,7 +118,7 @@ def run_all(settings: Settings, stop: threading.Event) -> int:
     children: list[Child] = []
     try:
         children.extend(Child(name, settings) for name in COMMANDS)
-        failed = _watch(children, stop)
+        failed = _watch(children, settings, stop)
     finally:
         killed = _stop_all(children)
     if killed:
@@ -128,7 +129,7 @@ def run_all(settings: Settings, stop: threading.Event) -> int:
     return 1
 
 
-def _watch(children: list[Child], stop: threading.Event) -> Child | None:
+def _watch(children: list[Child], settings: Settings, stop: threading.Event) -> Child | None:
     """Waits; says once when all is ready. Returns the child that ended by itself, None after `stop`."""
     server = next(child for child in children if child.name == "server")
     is_ready, spoken = False, time.monotonic()
@@ -139,7 +140,7 @@ def _watch(children: list[Child], stop: threading.Event) -> Child | None:
                 return child
         if is_ready or server.url is None:
             continue
-        is_ready, missing = _ready(server.url)
+        is_ready, missing = _ready(server.url, settings)
         if is_ready:
             _welcome(server.url)
         elif time.monotonic() - spoken > STILL_WAITING_S:
@@ -155,10 +156,10 @@ def _stop_all(children: list[Child]) -> list[str]:
     return [child.name for child in ordered if not child.stop()]
 
 
-def _ready(url: str) -> tuple[bool, list[str]]:
+def _ready(url: str, settings: Settings) -> tuple[bool, list[str]]:
     """Whether every view can be served, and which cannot."""
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as reply:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5, context=trusting(settings)) as reply:
             return reply.status == 200, []
     except urllib.error.HTTPError as error:
         with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError), error:

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from headrace.catalog.definitions import Column
 from headrace.dtypes import DType, arrow_type
+from headrace.errors import RequestError
 from headrace.moments import EARLIEST_US, LATEST_US
 
-__all__ = ["typed_array", "typed_column"]
+__all__ = ["parse_moment", "typed_array", "typed_column"]
 
 _ALLOWED: dict[DType, frozenset[type]] = {
     DType.INT32: frozenset({int}),
@@ -53,6 +54,17 @@ def typed_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, dict[
         except (pa.ArrowException, OverflowError, UnicodeEncodeError, _Refused):
             pass
     return _one_by_one(values, column)
+
+
+def parse_moment(text: str | None) -> int | None:
+    """A caller's RFC 3339 moment in microseconds UTC; without a zone it is UTC. Raises RequestError for another."""
+    if text is None:
+        return None
+    array, wrong = typed_column([text], Column("as_of", DType.TIMESTAMP))
+    if wrong:
+        raise RequestError(f"{wrong[0]}; write an RFC 3339 moment like 2013-05-01T12:00:00Z.")
+    moment: int = array.cast("int64")[0].as_py()
+    return moment
 
 
 def typed_array(array: pa.Array, column: Column) -> tuple[pa.Array, dict[int, str]]:

@@ -1,101 +1,88 @@
-"""Training sets: label rows in, point-in-time-correct feature rows out, by the functions that the online path runs."""
+"""What every training set is built from: the plan of its features, how far the log is read, and the rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
-from headrace.catalog.definitions import Catalog
-from headrace.read.history import History, sources_of, view_values
-from headrace.read.labels import LabelRows, read_labels
-from headrace.read.plans import LookupPlan, plan_service
-from headrace.settings import Settings, load_settings
-from headrace.stores.catalogs import find_project, load_catalog
-from headrace.stores.connection import open_store
+from headrace.catalog.definitions import Catalog, Source
+from headrace.errors import RequestError
+from headrace.read.history import Past, sources_of
+from headrace.read.join import OnProgress, iter_training_rows
+from headrace.read.label_files import open_labels
+from headrace.read.plans import LookupPlan, plan_features, plan_service
 from headrace.stores.offline import OfflineStore
 
-__all__ = ["build_dataset", "read_positions", "training_set"]
+__all__ = ["DEFAULT_MEMORY", "build_dataset", "parse_bytes", "plan_of", "read_positions", "sources_behind"]
 
-Columns = Mapping[str, pa.Array]
-OnStage = Callable[[str, int, int], None]
-"""Called with what comes next, how many stages are done, and how many there are."""
+DEFAULT_MEMORY = "2GB"
+LEAST_MEMORY_BYTES = 64_000_000
 
-
-def training_set(
-    service: str,
-    labels: pa.Table | pd.DataFrame | str | Path,
-    *,
-    settings: Settings | None = None,
-    full_feature_names: bool = False,
-) -> pa.Table:
-    """The label rows with the features of `service` as they were at each row's `event_timestamp` (without a zone:
-    UTC): the label columns in their order, then the features in the service's order; row order is kept.
-
-    `labels` is a table, a DataFrame or a path to Parquet or CSV; it holds the join keys of the service's views and
-    the request data of its on-demand views, and whatever else it likes. A null key is an unseen entity.
-    Raises UnknownNameError for the service, DataError for labels that do not fit.
-    """
-    settings = settings or load_settings()
-    store = open_store(settings)
-    try:
-        catalog = load_catalog(store, find_project(settings))
-    finally:
-        store.close()
-    history = History(OfflineStore(settings.data_dir), settings.repo)
-    return build_dataset(catalog, service, labels, history, full_feature_names=full_feature_names)
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 def build_dataset(
     catalog: Catalog,
-    service: str,
-    labels: pa.Table | pd.DataFrame | str | Path,
-    history: History,
+    wanted: str | Sequence[str],
+    labels: Any,
+    history: Past,
     *,
     full_feature_names: bool = False,
-    on_stage: OnStage = lambda what, done, total: None,
+    as_known: bool = False,
+    memory: str | int = DEFAULT_MEMORY,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> pa.Table:
-    """`training_set` from a given catalog and history; with `history.up_to` (see `read_positions`) it gives the
-    same rows again, whatever has been archived since (batch files aside)."""
-    plan = plan_service(catalog, service, full_feature_names)
-    total = 1 + len(plan.steps) + len(plan.on_demand)
-    on_stage("labels", 0, total)
-    rows = read_labels(labels, plan)
-    values: dict[str, Columns] = {}
-    for step in plan.steps:
-        on_stage(step.name, 1 + len(values), total)
-        keys = [rows.inputs[name] for name in step.request_keys]
-        values[step.name] = view_values(catalog, step.view, _needed(plan, step.name), keys, rows.times_us, history)
-    for on_demand in plan.on_demand:
-        on_stage(on_demand.view.name, 1 + len(values), total)
-        inputs = {feature: values[name][feature] for name, feature in on_demand.inputs}
-        inputs |= {column.name: rows.inputs[column.name] for column in on_demand.view.request}
-        values[on_demand.view.name] = on_demand.function.compute(inputs)
-    on_stage("done", total, total)
-    return _assembled(plan, rows, values)
+    """The rows of `headrace.training_set` as one table, from a given catalog and history; with `history.up_to` (see
+    `read_positions`) it gives the same rows again, whatever has been archived since (batch files aside)."""
+    plan = plan_of(catalog, wanted, full_feature_names)
+    memory_bytes = parse_bytes(memory)
+    rows = open_labels(labels, plan, memory_bytes)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        tables = iter_training_rows(
+            catalog,
+            plan,
+            rows,
+            history,
+            memory_bytes=memory_bytes,
+            as_known=as_known,
+            spill_dir=Path(folder),
+            on_progress=on_progress,
+        )
+        return pa.concat_tables(tables)
 
 
-def read_positions(catalog: Catalog, service: str, offline: OfflineStore) -> dict[str, dict[int, int]]:
-    """Archived offset by partition of every source behind `service`: what to hand `History` for the same rows again."""
-    sources = [
-        source
-        for step in plan_service(catalog, service, full_feature_names=True).steps
-        for source in sources_of(catalog, step.view)
-    ]
-    return {source.name: offline.positions(source) for source in sources}
+def plan_of(catalog: Catalog, wanted: str | Sequence[str], full_feature_names: bool = False) -> LookupPlan:
+    """The plan of a service by its name, or of references `view:feature`."""
+    if isinstance(wanted, str):
+        return plan_service(catalog, wanted, full_feature_names)
+    return plan_features(catalog, wanted, full_feature_names)
 
 
-def _needed(plan: LookupPlan, step: str) -> list[str]:
-    """The features of a step that are answered or that an on-demand view takes in."""
-    answered = [output.feature.name for output in plan.outputs if output.step == step]
-    taken = [feature for on_demand in plan.on_demand for name, feature in on_demand.inputs if name == step]
-    return list(dict.fromkeys(answered + taken))
+def sources_behind(catalog: Catalog, plan: LookupPlan) -> list[Source]:
+    """Every archived source that the plan's views read, each once."""
+    found = {source.name: source for step in plan.steps for source in sources_of(catalog, step.view)}
+    return list(found.values())
 
 
-def _assembled(plan: LookupPlan, rows: LabelRows, values: Mapping[str, Columns]) -> pa.Table:
-    table = rows.table
-    for output in plan.outputs:
-        table = table.append_column(output.name, values[output.step][output.feature.name])
-    return table
+def read_positions(catalog: Catalog, wanted: str | Sequence[str], offline: OfflineStore) -> dict[str, dict[int, int]]:
+    """Archived offset by partition of every source behind the features: what to hand `History` for the same rows
+    again."""
+    plan = plan_of(catalog, wanted, full_feature_names=True)
+    return {source.name: offline.positions(source) for source in sources_behind(catalog, plan)}
+
+
+def parse_bytes(size: str | int) -> int:
+    """Bytes of a size such as `2GB`, `512MiB` or a number. Raises RequestError for another text and below 64 MB."""
+    match = _SIZE.fullmatch(str(size).strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise RequestError(f"A size is a number and one of KB, MB, GB, TB, MiB, GiB, got {size!r}; write it like 2GB.")
+    found = int(float(match[1]) * _UNITS[match[2]])
+    if found < LEAST_MEMORY_BYTES:
+        raise RequestError(f"A training set is built in at least 64 MB, got {size!r}; allow more (--memory 2GB).")
+    return found

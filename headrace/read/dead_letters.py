@@ -1,7 +1,8 @@
 """Dead letters: what the archive holds of them and what is on its way there, listed, and replayed once.
 
 A replay appends events to the stream and their marks to the stream of letters in one transaction, so that a letter is
-marked exactly when its event is there again. The marks end in the archive, beside the letters.
+marked exactly when its event is there again (on a cluster see replay_once.py). The marks end in the archive, beside the
+letters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from headrace.catalog.definitions import Catalog, Source
 from headrace.compute.events import parse_entries
 from headrace.compute.forgotten import gone_letters
 from headrace.errors import UnavailableError
-from headrace.stores.keys import forgotten_key, layout_field, lease_key
+from headrace.read.replay_once import LEASE_S, PLACE, ReplayOnce
+from headrace.stores.cluster import is_cluster
+from headrace.stores.keys import forgotten_key, layout_field, lease_key, replay_role
 from headrace.stores.letters import letter_entry, pending_letters
 from headrace.stores.markers import Markers
 from headrace.stores.offline import DEAD_LETTERS, OfflineStore
@@ -32,8 +35,6 @@ from headrace.stores.tombstones import load_tombstones
 __all__ = ["Replay", "list_letters", "replay_letters"]
 
 CHUNK = 5_000
-LEASE_S = 60
-_PLACE = ("source", "partition", "offset", "index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ def list_letters(
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     marked = set()
     for row in rows:
-        place = tuple(row[name] for name in _PLACE)
+        place = tuple(row[name] for name in PLACE)
         if row["replayed"]:
             marked.add((*place, None))
         elif row["layout"] is None or row["layout"] in layouts:
             found[(*place, row["layout"])] = row
     kept = [row for key, row in found.items() if key not in marked and _asked(row, source, view, since_us)]
-    return sorted(kept, key=lambda row: (row["arrival_time"], *(row[name] for name in _PLACE), row["view"] or ""))
+    return sorted(kept, key=lambda row: (row["arrival_time"], *(row[name] for name in PLACE), row["view"] or ""))
 
 
 def _asked(row: dict[str, Any], source: str | None, view: str | None, since_us: int | None) -> bool:
@@ -90,22 +91,27 @@ def replay_letters(store: redis.Redis, offline: OfflineStore, catalog: Catalog, 
     """
     source = catalog.source(source_name)
     refuse_topic(source)
-    replayed, still = 0, []
+    still = []
     with _lease(store, catalog, source_name) as (key, token):
+        once = ReplayOnce(store, catalog, source, key, token) if is_cluster(store) else None
+        replayed = once.begin() if once is not None else 0
         letters = [row for row in list_letters(store, offline, catalog, source=source_name) if row["view"] is None]
         for start in range(0, len(letters), CHUNK):
             some = letters[start : start + CHUNK]
             reasons = _reasons_now(store, catalog, source, some)
             still += [{**row, "reason": reason} for row, reason in zip(some, reasons, strict=True) if reason]
             good = [row for row, reason in zip(some, reasons, strict=True) if not reason]
-            replayed += _append(store, offline, catalog, source, good, key, token) if good else 0
+            if good and once is not None:
+                replayed += _append_once(once, store, offline, catalog, good)
+            elif good:
+                replayed += _append(store, offline, catalog, source, good, key, token)
     return Replay(replayed, still)
 
 
 @contextmanager
 def _lease(store: redis.Redis, catalog: Catalog, source: str) -> Iterator[tuple[str, bytes]]:
     """Nobody else replays the source; the transactions watch the key, so one whose lease is over writes nothing."""
-    key, token = lease_key(catalog.project, f"replay:{source}"), uuid.uuid4().hex.encode()
+    key, token = lease_key(catalog.project, replay_role(source)), uuid.uuid4().hex.encode()
     if not store.set(key, token, nx=True, ex=LEASE_S):
         raise UnavailableError(f"A source is replayed by one command at a time, {source!r} is being replayed; wait.")
     try:
@@ -138,6 +144,25 @@ def _reasons_now(
     return reasons
 
 
+def _living(
+    store: redis.Redis, offline: OfflineStore, catalog: Catalog, found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The letters that were not forgotten meanwhile."""
+    tombstones = load_tombstones(store, offline.root, catalog.project)
+    gone = gone_letters(catalog, pa.Table.from_pylist(list(found), DEAD_LETTERS), tombstones)
+    return [row for row, is_gone in zip(found, gone, strict=True) if not is_gone]
+
+
+def _append_once(
+    once: ReplayOnce, store: redis.Redis, offline: OfflineStore, catalog: Catalog, found: Sequence[dict[str, Any]]
+) -> int:
+    """Push these letters and mark them, those aside that were forgotten meanwhile; returns how many."""
+    once.renew()
+    letters = _living(store, offline, catalog, found)
+    once.append(letters)
+    return len(letters)
+
+
 def _append(
     store: redis.Redis,
     offline: OfflineStore,
@@ -152,13 +177,11 @@ def _append(
         pipe.watch(key, forgotten_key(catalog.project))  # type: ignore[no-untyped-call]
         if pipe.get(key) != token:
             raise UnavailableError(f"The replay of {source.name!r} took too long and stopped; start it again.")
-        tombstones = load_tombstones(store, offline.root, catalog.project)
-        gone = gone_letters(catalog, pa.Table.from_pylist(list(found), DEAD_LETTERS), tombstones)
-        letters = [row for row, is_gone in zip(found, gone, strict=True) if not is_gone]
+        letters = _living(store, offline, catalog, found)
         if not letters:
             return 0
         body = b"\n".join(row["payload"] for row in letters)
-        marks = {name: [row[name] for row in letters] for name in (*_PLACE, "arrival_time")}
+        marks = {name: [row[name] for row in letters] for name in (*PLACE, "arrival_time")}
         rows = pa.table({**marks, "replayed": [True] * len(letters)})
         pipe.multi()
         for batch in ndjson_batches(source, body):

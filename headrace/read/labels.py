@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.dtypes import DType, arrow_type
 from headrace.errors import DataError
 from headrace.read.plans import LookupPlan
-from headrace.stores.tables import as_declared, file_format_of, read_file
+from headrace.stores.tables import as_declared
 
-__all__ = ["TIMESTAMP", "LabelRows", "read_labels"]
+__all__ = ["BATCH_ROWS", "TIMESTAMP", "LabelRows", "Labels", "TableLabels", "label_rows", "needed_text", "refuse_unfit"]
 
 TIMESTAMP = "event_timestamp"
 """The label column that says as of when; without a zone it is UTC."""
+
+BATCH_ROWS = 65_536
+"""The most rows of a batch of labels."""
+
+Ints = NDArray[np.int64]
+
+
+class Labels(Protocol):
+    """n label rows in their order, read as often as one likes; never all in memory unless they came so."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns as given."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows in order, at most BATCH_ROWS at a time, none of the batches empty. Raises DataError for rows that
+        cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableLabels:
+    """Labels of a table in memory."""
+
+    table: pa.Table
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.table.schema
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.table.num_rows)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        return (batch for batch in self.table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +66,43 @@ class LabelRows:
     data) in their declared types."""
 
     table: pa.Table
-    times_us: NDArray[np.int64]
+    times_us: Ints
     inputs: Mapping[str, pa.Array]
 
     def __len__(self) -> int:
         return len(self.times_us)
 
 
-def read_labels(labels: pa.Table | pd.DataFrame | str | Path, plan: LookupPlan) -> LabelRows:
-    """Label rows for `plan`, from a table, a DataFrame, or a Parquet or CSV file.
+def label_rows(rows: pa.RecordBatch | pa.Table, plan: LookupPlan, first_row: int = 0) -> LabelRows:
+    """Rows of labels for which `refuse_unfit` found nothing, `first_row` being the number of the first.
 
-    Raises DataError for a missing column, a missing time, a value of another type, and a name that a feature has too.
+    Raises DataError for a missing time, and for a value of another type.
     """
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows])
     needed = (*plan.join_keys, *plan.request)
-    table = _table(labels, [column.name for column in needed if column.dtype is DType.STRING])
-    _refuse_columns(table, plan, [column.name for column in needed])
     if not table.num_rows:  # a file of no rows may have any types
         return LabelRows(table, np.empty(0, np.int64), {c.name: pa.nulls(0, arrow_type(c.dtype)) for c in needed})
     times = as_declared(table[TIMESTAMP], DType.TIMESTAMP, f"Label column {TIMESTAMP!r}")
     if times.null_count:
-        row = int(np.flatnonzero(np.asarray(times.is_null()))[0])
+        row = first_row + int(np.flatnonzero(np.asarray(times.is_null()))[0])
         raise DataError(f"Every label row needs a time, but {TIMESTAMP} is null in row {row}; fill or drop it.")
     inputs = {c.name: as_declared(table[c.name], c.dtype, f"Label column {c.name!r}") for c in needed}
     return LabelRows(table, np.asarray(times.cast(pa.int64())), inputs)
 
 
-def _table(labels: Any, text: list[str]) -> pa.Table:
-    if isinstance(labels, pa.Table):
-        return labels
-    if isinstance(labels, pd.DataFrame):
-        try:
-            return pa.Table.from_pandas(labels, preserve_index=False).replace_schema_metadata(None)
-        except pa.ArrowException as error:
-            raise DataError(f"Labels must have columns of one type each: {error}.") from None
-    if isinstance(labels, str | Path):
-        return read_file(Path(labels), file_format_of(Path(labels)), text=text)
-    raise DataError(f"Labels are an Arrow table, a pandas DataFrame or a path, got {type(labels).__name__}.")
+def needed_text(plan: LookupPlan) -> list[str]:
+    """Label columns that a file without types must not take for numbers or times."""
+    return [column.name for column in (*plan.join_keys, *plan.request) if column.dtype is DType.STRING]
 
 
-def _refuse_columns(table: pa.Table, plan: LookupPlan, needed: list[str]) -> None:
-    names = table.column_names
+def refuse_unfit(schema: pa.Schema, plan: LookupPlan) -> None:
+    """Raises DataError unless labels of `schema` fit `plan`: a missing column, two of a name, one that a feature has
+    too, a type that no value of which can be taken."""
+    names = schema.names
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise DataError(f"Label columns must differ in name, but {min(twice)!r} occurs twice; rename one.")
+    needed = [column.name for column in (*plan.join_keys, *plan.request)]
     for name in (TIMESTAMP, *needed):
         if name not in names:
             raise DataError(

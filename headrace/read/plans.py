@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from headrace.catalog.definitions import Catalog, Column, FeatureView, OnDemandView, ViewReference
 from headrace.compute.on_demand import OnDemandFunction
 from headrace.errors import RequestError
+from headrace.read.few import FewReader
+from headrace.read.many import ManyReader
+from headrace.read.reads import StoreReads
 
-__all__ = ["LookupPlan", "OnDemandStep", "Output", "ViewStep", "plan_features", "plan_service"]
+__all__ = ["LookupPlan", "OnDemandStep", "Output", "ViewStep", "plan_features", "plan_references", "plan_service"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +39,17 @@ class OnDemandStep:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One feature of the answer: `step` is a view step's or an on-demand view's name."""
+    """One feature of the answer: `step` is a view step's or an on-demand view's name, `place` the feature's number
+    among the view's."""
 
     name: str
     step: str
     feature: Column
     on_demand: bool
+    place: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class LookupPlan:
     """What to ask for and what to answer. `join_keys` and `request` are the columns that a request must bring."""
 
@@ -54,6 +60,36 @@ class LookupPlan:
     steps: tuple[ViewStep, ...]
     on_demand: tuple[OnDemandStep, ...]
     outputs: tuple[Output, ...]
+
+    @cached_property
+    def needed(self) -> dict[str, Column]:
+        """The columns that a request must bring, by name."""
+        return {column.name: column for column in (*self.join_keys, *self.request)}
+
+    @cached_property
+    def reads(self) -> StoreReads:
+        """What the store is asked for."""
+        return StoreReads(self.catalog, self.steps)
+
+    @cached_property
+    def few(self) -> FewReader:
+        """What reads the steps' values for few rows."""
+        return FewReader([step.view for step in self.steps])
+
+    @cached_property
+    def many(self) -> ManyReader:
+        """What reads the steps' values for many rows."""
+        return ManyReader([step.view for step in self.steps])
+
+    @cached_property
+    def lates(self) -> list[int]:
+        """Per step, how much later than t its newest event must be for t to move: an event at t does not count in a
+        window, and counts in a plain view."""
+        return [0 if step.view.kind == "windowed" else 1 for step in self.steps]
+
+    def prepare(self) -> None:
+        """Compile now what the first request would."""
+        _ = self.needed, self.reads, self.few, self.many, self.lates
 
     def features_of(self, step: str) -> list[str]:
         """The features of a step that are answered or that an on-demand view takes in."""
@@ -72,6 +108,11 @@ def plan_features(catalog: Catalog, features: Sequence[str], full_feature_names:
     if not features:
         raise RequestError("A request needs at least one feature, got none; name them as view:feature.")
     return _plan(catalog, "the features", [_reference(catalog, text) for text in features], full_feature_names)
+
+
+def plan_references(catalog: Catalog, references: Sequence[ViewReference]) -> LookupPlan:
+    """The plan of any references, with full feature names. Raises UnknownNameError, RequestError."""
+    return _plan(catalog, "the features", references, True)
 
 
 def _reference(catalog: Catalog, text: str) -> ViewReference:
@@ -98,9 +139,9 @@ def _plan(catalog: Catalog, label: str, references: Sequence[ViewReference], ful
         is_on_demand = catalog.is_on_demand(reference.view)
         step = reference.view if is_on_demand else reference.name
         for feature in reference.features:
-            column = next(c for c in columns if c.name == feature)
+            place = next(number for number, column in enumerate(columns) if column.name == feature)
             name = f"{reference.name}__{feature}" if full else feature
-            outputs.append(Output(name, step, column, is_on_demand))
+            outputs.append(Output(name, step, columns[place], is_on_demand, place))
     _refuse_collisions(label, outputs, steps)
     request = {column.name: column for step in on_demand.values() for column in step.view.request}
     keys = {c.name: c for step in steps.values() for c in _request_columns(catalog, step)}

@@ -20,6 +20,10 @@ from headrace.compute.view_events import SourceEvents, ViewEvents, view_events
 from headrace.dtypes import arrow_type
 from headrace.errors import RequestError
 from headrace.read.history import view_values
+from headrace.read.scans import RowScan
+from headrace.read.spill import Space
+from headrace.stores.archive_rows import INDEX
+from headrace.stores.event_scan import PLACE
 from headrace.stores.stream import Entry
 from headrace.stores.tombstones import Tombstones
 
@@ -164,7 +168,7 @@ class _Sample:
     def forgotten(self) -> Tombstones:
         return Tombstones(b"")
 
-    def events(
+    def scan(
         self,
         catalog: Catalog,
         view: FeatureView,
@@ -172,11 +176,20 @@ class _Sample:
         columns: Sequence[str],
         since_us: int | None,
         until_us: int,
-    ) -> pa.Table:
+        space: Space,
+        *,
+        places: bool = True,
+    ) -> RowScan:
         names = list(dict.fromkeys([*columns, "event_time"]))
         if source.name != view.source:  # nothing was written directly
             fields = {column.name: arrow_type(column.dtype) for column in source.columns} | {"event_time": _MOMENT}
-            return pa.table({name: pa.nulls(0, fields[name]) for name in names})
+            none = pa.schema([(name, fields[name]) for name in names]).empty_table()
+            return RowScan(none.schema, 0, lambda on_read: iter(()))
         times = np.asarray(_one(self.rows["event_time"].cast(pa.int64())))
         inside = (times <= until_us) & (times >= (times if since_us is None else since_us))
-        return self.rows.select(names).filter(pa.array(inside))
+        rows = self.rows.select(names)
+        same = pa.array(np.zeros(rows.num_rows, np.int64))
+        for name in PLACE:
+            rows = rows.append_column(name, pa.array(np.arange(rows.num_rows)) if name == INDEX else same)
+        kept = rows.filter(pa.array(inside))
+        return RowScan(kept.schema, kept.num_rows, lambda on_read: iter((kept,)))

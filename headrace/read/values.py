@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import FeatureView
-from headrace.dtypes import arrow_type
-from headrace.read.window_reader import OUT_OF_RANGE, window_reader
-from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, unpack_header
-from headrace.stores.codec.rows import decode_rows, row_layout
+from headrace.read.vectors import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT, ManyRows, Vector
+from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, Stacked, unpack_header
+from headrace.stores.codec.rows import decode_columns, row_layout
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
-from headrace.windows.aggregates import out_of_range, result_array, state_fields
+from headrace.windows.aggregates import out_of_range, result_array
 from headrace.windows.entries import list_of, read_entries
 from headrace.windows.suffix_tiles import read_rows
 
-__all__ = ["NOT_FOUND", "NULL_VALUE", "OUTSIDE_MAX_AGE", "PRESENT", "StepValues", "newest_us", "step_values"]
+__all__ = [
+    "NOT_FOUND",
+    "NULL_VALUE",
+    "OUTSIDE_MAX_AGE",
+    "PRESENT",
+    "StepValues",
+    "ViewReader",
+    "newest_us",
+    "step_values",
+    "view_reader",
+]
 
 Ints = NDArray[np.int64]
-
-PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +45,6 @@ class StepValues:
     timestamps_us: Ints
     out_of_range: Mapping[str, int] = field(default_factory=dict)
 
-    def statuses_of(self, column: pa.Array) -> NDArray[np.uint8]:
-        """The status of every row of one feature."""
-        missing = np.asarray(column.is_null())
-        statuses: NDArray[np.uint8] = np.where(
-            missing & (self.row_statuses == PRESENT), np.uint8(NULL_VALUE), self.row_statuses
-        )
-        return statuses
-
 
 def newest_us(view: FeatureView, held: Sequence[bytes | None]) -> Ints:
     """The newest event time in each value; before all time where there is none."""
@@ -56,70 +54,75 @@ def newest_us(view: FeatureView, held: Sequence[bytes | None]) -> Ints:
 
 def step_values(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> StepValues:
     """What `view` shows n rows at their `t_us`, none of which precedes the newest event of its value."""
-    return _windowed(view, held, t_us) if view.kind == "windowed" else _plain(view, held, t_us)
+    found = view_reader(view).read(held, t_us, newest_us(view, held))
+    columns = {feature.name: found.array(i) for i, feature in enumerate(view.features)}
+    return StepValues(columns, found.statuses, np.ascontiguousarray(found.times_us), found.out_of_range)
 
 
-FEW_ROWS = 4
-"""Up to so many rows are read one by one, more as arrays."""
+class ViewReader(Protocol):
+    """Reads what one view shows n rows by arrays; the same values as row by row (see few.py), bit by bit."""
+
+    def read(self, held: Sequence[bytes | None], t_us: Ints, newest: Ints, stacked: Stacked | None = None) -> ManyRows:
+        """The rows at their `t_us`; `newest` is the newest event time in each value, `stacked` the values as arrays if
+        they are alike."""
 
 
-def _windowed(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> StepValues:
-    newest = newest_us(view, held)
-    columns, beyond = (_few if len(held) <= FEW_ROWS else _many)(view, held, t_us)
-    times_us = np.where(newest == OLDEST_US, 0, newest)
-    counted = {name: n for name, n in beyond.items() if n}
-    return StepValues(columns, np.full(len(held), PRESENT, np.uint8), times_us, counted)
+def view_reader(view: FeatureView) -> ViewReader:
+    """The reader of `view`, compiled."""
+    return WindowedView(view) if view.kind == "windowed" else PlainView(view)
 
 
-Columns = dict[str, pa.Array]
-Counts = dict[str, int]
+class PlainView:
+    """The reader of a plain or batch view."""
+
+    def __init__(self, view: FeatureView) -> None:
+        self._features, self._ttl_us = view.features, view.ttl_us
+        self._layout = row_layout(view)
+
+    def read(self, held: Sequence[bytes | None], t_us: Ints, newest: Ints, stacked: Stacked | None = None) -> ManyRows:
+        rows = decode_columns(self._layout, held, stacked)
+        statuses = np.full(len(held), PRESENT, np.uint8)
+        if self._ttl_us:
+            statuses[rows.times_us < t_us - self._ttl_us] = OUTSIDE_MAX_AGE
+        if stacked is None and None in held:
+            statuses[[blob is None for blob in held]] = NOT_FOUND
+        gone = statuses != PRESENT
+        nulls = rows.nulls
+        if gone.any():
+            nulls = np.broadcast_to(gone, (len(self._features), len(held))) if nulls is None else nulls | gone
+        missing: list[NDArray[np.bool_] | None] = [None] * len(rows.values)
+        if nulls is not None:
+            missing = [row if row.any() else None for row in nulls]
+        vectors = [Vector(values, rows_missing) for values, rows_missing in zip(rows.values, missing, strict=True)]
+        return ManyRows(self._features, vectors, statuses, rows.times_us)
 
 
-def _few(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> tuple[Columns, Counts]:
-    reader = window_reader(view)
-    rows = [reader.read(blob, t) for blob, t in zip(held, t_us.tolist(), strict=True)]
-    columns, beyond = {}, {}
-    for i, agg in enumerate(view.aggregations):
-        values: list[Any] = [row[i] for row in rows]
-        if OUT_OF_RANGE in values:
-            beyond[agg.feature] = values.count(OUT_OF_RANGE)
-            values = [None if value is OUT_OF_RANGE else value for value in values]
-        columns[agg.feature] = pa.array(values, arrow_type(agg.dtype))
-    return columns, beyond
+class WindowedView:
+    """The reader of a windowed view."""
 
+    def __init__(self, view: FeatureView) -> None:
+        self._features, self._aggregations = view.features, view.aggregations
+        self._layout = layout = tile_layout(view)
+        self._groups = {group.hop_us: number for number, group in enumerate(layout.groups)}
+        self._lists = [list_of(layout.lists, agg) for agg in view.aggregations]
 
-def _many(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> tuple[Columns, Counts]:
-    layout = tile_layout(view)
-    tiles = decode_tiles(layout, held)
-    groups = {group.hop_us: number for number, group in enumerate(layout.groups)}
-    keys = np.arange(len(held))
-    states = {}
-    columns, beyond = {}, {}
-    for agg in view.aggregations:
-        listed = list_of(layout.lists, agg)
-        if listed is not None:
-            column = read_entries(layout.lists[listed], agg, tiles.entries[listed], t_us)
-            columns[agg.feature] = column
-            beyond[agg.feature] = column.null_count if layout.lists[listed].kind == "distinct" else 0
-            continue
-        number, window = groups[agg.hop_us], agg.window_us
-        if (agg.hop_us, window) not in states:
-            states[agg.hop_us, window] = read_rows(layout.groups[number], tiles.rows[number], keys, t_us, window)
-        state = states[agg.hop_us, window]
-        columns[agg.feature] = result_array(agg, state)
-        beyond[agg.feature] = int(np.count_nonzero(out_of_range(agg, state)))
-    return columns, beyond
-
-
-def _plain(view: FeatureView, held: Sequence[bytes | None], t_us: Ints) -> StepValues:
-    times, columns = decode_rows(row_layout(view), held)
-    statuses = np.full(len(held), PRESENT, np.uint8)
-    if view.ttl_us:
-        statuses[times < t_us - view.ttl_us] = OUTSIDE_MAX_AGE
-    statuses[[blob is None for blob in held]] = NOT_FOUND
-    gone = pa.array(statuses != PRESENT)
-    shown = {
-        feature.name: pc.if_else(gone, pa.scalar(None, column.type), column)
-        for feature, column in zip(view.features, columns, strict=True)
-    }
-    return StepValues(shown, statuses, times)
+    def read(self, held: Sequence[bytes | None], t_us: Ints, newest: Ints, stacked: Stacked | None = None) -> ManyRows:
+        layout, keys = self._layout, np.arange(len(held))
+        tiles = decode_tiles(layout, held)
+        states: dict[tuple[int, int | None], Any] = {}
+        vectors, beyond = [], {}
+        for agg, listed in zip(self._aggregations, self._lists, strict=True):
+            if listed is not None:
+                column = read_entries(layout.lists[listed], agg, tiles.entries[listed], t_us)
+                beyond[agg.feature] = column.null_count if layout.lists[listed].kind == "distinct" else 0
+            else:
+                number, window = self._groups[agg.hop_us], agg.window_us
+                if (number, window) not in states:
+                    state = read_rows(layout.groups[number], tiles.rows[number], keys, t_us, window)
+                    states[number, window] = state
+                column = result_array(agg, states[number, window])
+                beyond[agg.feature] = int(np.count_nonzero(out_of_range(agg, states[number, window])))
+            vectors.append(Vector(column))
+        counted = {name: n for name, n in beyond.items() if n}
+        statuses, times_us = np.full(len(held), PRESENT, np.uint8), np.where(newest == OLDEST_US, 0, newest)
+        return ManyRows(self._features, vectors, statuses, times_us, counted)

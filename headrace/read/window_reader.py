@@ -10,14 +10,15 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from operator import mul
 from typing import Any
 
 import numpy as np
 
 from headrace.catalog.definitions import Aggregation, FeatureView
 from headrace.dtypes import DType
-from headrace.stores.codec.header import header_size
+from headrace.read.vectors import PRESENT, Line
+from headrace.stores.codec.header import HEAD_BYTES, OLDEST_US, POSITION_BYTES
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.windows.aggregates import StateField, state_fields
 from headrace.windows.entries import COLUMNS, EntryList, list_of, read_entries
@@ -25,7 +26,7 @@ from headrace.windows.functions import parse_function
 from headrace.windows.suffix_tiles import TileGroup
 from headrace.windows.window import BEGINNING_US
 
-__all__ = ["OUT_OF_RANGE", "WindowReader", "window_reader"]
+__all__ = ["OUT_OF_RANGE", "WindowReader"]
 
 OUT_OF_RANGE = object()
 """Stands for a value that is null because its type, or the bound of a distinct count, cannot hold it."""
@@ -46,6 +47,7 @@ class _Window:
 class _Group:
     hop_us: int
     row: struct.Struct
+    words: int
     windows: tuple[_Window, ...]
 
 
@@ -57,26 +59,29 @@ class WindowReader:
         self._aggregations = view.aggregations
         self._counts = struct.Struct(f"<{len(self._layout.widths)}I")
         self._groups = [_compile_group(group, view.aggregations) for group in self._layout.groups]
+        self._group_words = [group.words for group in self._groups]
         self._listed = [(i, agg, list_of(self._layout.lists, agg)) for i, agg in enumerate(view.aggregations)]
         self._empty = [_EMPTY.get(parse_function(agg.function).base) for agg in view.aggregations]
+        self.unseen: Line = (PRESENT, 0, tuple(self._empty), None not in self._empty)
 
-    def read(self, blob: bytes | None, t_us: int) -> list[Any]:
-        """The features in declared order at `t_us`, which lies after the newest event; timestamps as microseconds, None
-        for null, OUT_OF_RANGE for a null that hides a value."""
+    def line(self, blob: bytes, positions: int, t_us: int, newest_us: int) -> Line:
+        """The row that `blob`, whose header has so many positions, shows at `t_us`, which lies after the newest event;
+        OUT_OF_RANGE stands for a null that hides a value."""
         values = list(self._empty)
-        if blob is None:
-            return values
-        at = header_size(blob)
+        at = HEAD_BYTES + POSITION_BYTES * positions
         counts = self._counts.unpack_from(blob, at)
         at += self._counts.size
-        view, n_groups = memoryview(blob), len(self._groups)
+        words = memoryview(blob)[at : at + 8 * sum(map(mul, counts, self._group_words))].cast("q")
+        first = 0
         for group, n in zip(self._groups, counts, strict=False):
             if n:
-                _read_group(group, view[at : at + n * group.row.size], n, t_us, values)
-            at += n * group.row.size
+                _read_group(group, words, first, n, t_us, values)
+                first += n * group.words
+        at += 8 * first
         if self._layout.lists:
-            self._read_lists(blob, at, counts[n_groups:], t_us, values)
-        return values
+            self._read_lists(blob, at, counts[len(self._groups) :], t_us, values)
+        whole = None not in values and OUT_OF_RANGE not in values
+        return PRESENT, 0 if newest_us == OLDEST_US else newest_us, values, whole
 
     def _read_lists(self, blob: bytes, at: int, counts: Sequence[int], t_us: int, values: list[Any]) -> None:
         starts, text_starts, tail = [], [], at
@@ -106,12 +111,6 @@ _ORDERED = struct.Struct(f"<{len(COLUMNS['last'])}q")
 _EMPTY = {"count": 0, "count_distinct": 0, "approx_count_distinct": 0}
 
 
-@lru_cache(maxsize=4_096)
-def window_reader(view: FeatureView) -> WindowReader:
-    """The reader of `view`, compiled once."""
-    return WindowReader(view)
-
-
 def _compile_group(group: TileGroup, aggregations: Sequence[Aggregation]) -> _Group:
     row = struct.Struct("<q" + "".join("d" if field.is_float else "q" for field in group.fields))
     places = {field: i for i, field in enumerate(group.fields, 1)}
@@ -119,15 +118,21 @@ def _compile_group(group: TileGroup, aggregations: Sequence[Aggregation]) -> _Gr
     for i, agg in enumerate(aggregations):
         if agg.hop_us == group.hop_us and state_fields(agg):
             windows.setdefault(agg.window_us, []).append((i, _scalar(agg, places)))
-    return _Group(group.hop_us, row, tuple(_Window(window, tuple(out)) for window, out in windows.items()))
+    return _Group(
+        group.hop_us, row, row.size // 8, tuple(_Window(window, tuple(out)) for window, out in windows.items())
+    )
 
 
-def _read_group(group: _Group, rows: memoryview, n: int, t_us: int, values: list[Any]) -> None:
-    tiles = rows.cast("q")[:: group.row.size // 8]
+def _read_group(group: _Group, words: memoryview, first: int, n: int, t_us: int, values: list[Any]) -> None:
+    """Fills in what the windows of a group show; its `n` rows begin at the word `first`."""
+    width, end = group.words, first + n * group.words
     for window in group.windows:
-        first = 0 if window.window_us is None else bisect_left(tiles, (t_us - window.window_us) // group.hop_us)
-        if first < n:
-            row = group.row.unpack_from(rows, first * group.row.size)
+        tile = BEGINNING_US if window.window_us is None else (t_us - window.window_us) // group.hop_us
+        at = first
+        if words[first] < tile:
+            at += width * bisect_left(words[first:end:width], tile)
+        if at < end:
+            row = group.row.unpack_from(words, 8 * at)
             for i, scalar in window.outputs:
                 values[i] = scalar(row)
 

@@ -1,7 +1,8 @@
 """Values as a writer last wrote them: a guess that saves reading them again, never a truth.
 
 A write is refused unless the header in the store is the one that was merged into, so a guess that no longer holds
-costs one more read of that key.
+costs one more read of that key. A row that loses to the guess is not written at all: values only ever grow, but for
+those that are forgotten (see OnlineStore.forget_known).
 """
 
 from __future__ import annotations

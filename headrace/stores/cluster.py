@@ -2,54 +2,50 @@
 
 A shard that fails over may lose the tail of its writes, or all, while the others do not. So every shard holds its own
 copy of the markers, raised after its values: what is applied is the least that a copy says, and a lookup reads the
-copy of a shard before that shard's values. Whoever begins to write levels the copies first: where builds or complete
-layouts differ, a shard lost them, and they are begun anew.
+copy of a shard before that shard's values. Whoever begins to write levels the copies first (see cluster_level.py).
 
-No command is done twice. MOVED and ASK end a batch of writes and a lookup; what begins anew asks for the slots anew.
+Slots that move are followed. A client of one run (see one_run.py) follows them only between the primaries that it met:
+whatever else happens ends the work, and what begins anew asks for the slots anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from binascii import crc_hqx
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import orjson
 import redis
-import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
+from redis.cluster import PRIMARY, ClusterNode
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
-from headrace.stores.one_run import Run
-from headrace.stores.wire import Wire
+from headrace.stores.cluster_copies import (
+    COPIES,
+    OUTCOMES,
+    SCRIPTS,
+    as_bytes,
+    combined,
+    copy_key,
+    first_numbers,
+    key_place,
+    nothing,
+    on_copy,
+    slot_of,
+)
+from headrace.stores.cluster_shards import Run, Shard, read_run, read_shards
+from headrace.stores.one_run import Run as OneRun
+from headrace.stores.one_run import StoreReplacedError
 
-__all__ = [
-    "SCHEMES",
-    "AsyncClusterStore",
-    "ClusterStore",
-    "ClusterWire",
-    "combined",
-    "level",
-    "open_cluster",
-    "wire_of",
-]
+__all__ = ["SCHEMES", "ClusterStore", "is_cluster", "open_cluster"]
 
 SCHEMES = ("redis+cluster", "rediss+cluster")
-SLOTS = 16_384
-_MARKERS = b"headrace.markers:"
+SLOTS_EVERY_S = 1.0
 _POLL_S = 0.01
-_OUTCOMES = (b"moved", b"lost", b"behind")
-_ALIKE = ("view", "build", "layouts")
-
-
-def slot_of(key: bytes) -> int:
-    """The slot of a key that holds no brace."""
-    return crc_hqx(key, 0) % SLOTS
+_AS_THEY_SHOULD_BE = (b"noeviction", b"yes", b"always")
+_NOT_GIVEN_ON = ("startup_nodes", "retry", "url", "host", "port")
 
 
 def open_cluster(kind: Any, url: str, **options: Any) -> Any:
@@ -57,57 +53,124 @@ def open_cluster(kind: Any, url: str, **options: Any) -> Any:
     return kind.from_url(url.replace("+cluster", "", 1), **options)
 
 
-class _Copies:
-    """The keys of the markers' copies, one per shard: the first numbered ones that hash to each."""
-
-    def __init__(self, node_of: Callable[[int], str], nodes: int) -> None:
-        self._node_of, self._nodes = node_of, nodes
-        self._keys: dict[bytes, list[bytes]] = {}
-
-    def of(self, key: bytes) -> list[bytes]:
-        if key not in self._keys:
-            found: dict[str, bytes] = {}
-            number = 0
-            while len(found) < self._nodes:
-                copy = b"%b:%d" % (key, number)
-                found.setdefault(self._node_of(slot_of(copy)), copy)
-                number += 1
-            self._keys[key] = list(found.values())
-        return self._keys[key]
-
-
-def _key_place(args: Sequence[Any]) -> int | None:
-    """Where a command on the markers has their key."""
-    place = 3 if args[0] in ("EVAL", "EVALSHA") else 1
-    if len(args) > place and _bytes(args[place]).startswith(_MARKERS):
-        return place
-    return None
-
-
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _on(args: Sequence[Any], place: int, copy: bytes) -> list[Any]:
-    return [*args[:place], copy, *args[place + 1 :]]
+def is_cluster(store: Any) -> bool:
+    """Whether a client is one of a cluster."""
+    return isinstance(store, ClusterStore)
 
 
 class ClusterStore(redis.RedisCluster):
     """A client of every primary, used like that of one server; the markers' key stands for its copies."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._given = {name: value for name, value in options.items() if name not in _NOT_GIVEN_ON}
+        self._copies: dict[bytes, dict[bytes, str]] = {}
+        self._old: set[bytes] = set()
+        self._met: frozenset[str] | None = None
+        self._looked_s = time.monotonic()
+        super().__init__(*args, **{**options, "reinitialize_steps": 0})
+        manager: Any = self.nodes_manager
+        manager.get_node = functools.partial(self._node, manager.get_node)
+        self._owners = set(self.owners().values())
+
     def fresh(self) -> ClusterStore:
         """A client like this with connections of its own, to one run of each node's server (see one_run.py), which
-        knows the slots as they are now."""
+        knows the slots as they are now and follows them among the primaries of now alone."""
         make: Any = ClusterNode
         nodes = [make(node.host, node.port) for node in self.nodes_manager.nodes_cache.values()]
-        options = {key: value for key, value in self._given.items() if key not in ("host", "port")}
-        options["redis_connect_func"] = _Runs().connect
-        return ClusterStore(startup_nodes=nodes, retry=Retry(NoBackoff(), 0), **options)
+        options = {**self._given, "redis_connect_func": _Runs().connect, "retry": Retry(NoBackoff(), 0)}
+        store = ClusterStore(startup_nodes=nodes, **options)
+        store._met = frozenset(store._owners)
+        manager: Any = store.nodes_manager
+        manager.move_slot = functools.partial(_move_among, store._met, manager.move_slot)
+        return store
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._given = {key: value for key, value in options.items() if key not in ("startup_nodes", "retry", "url")}
-        super().__init__(*args, **options)
-        self._copies = _Copies(lambda slot: self.node_of(slot).name, len(self.primaries()))
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        ask: Any = super().execute_command
+        place = key_place(args)
+        try:
+            return ask(*args, **options) if place is None else self._on_copies(ask, args, place)
+        except RedisClusterException as error:  # no redis.RedisError: nobody can be reached, or nobody has the slot
+            raise redis.ConnectionError(str(error)) from error
+
+    def _on_copies(self, ask: Callable[..., Any], args: tuple[Any, ...], place: int) -> Any:
+        """One reply to a command on the markers. What copy 0 refuses is done nowhere, what it holds counts."""
+        held = self.copies(as_bytes(args[place]))
+        first, *others = held
+        replies = [ask(*on_copy(args, place, first))]
+        if args[0] in SCRIPTS and replies[0] in OUTCOMES:
+            return replies[0]
+        if args[0] == "HSETNX":
+            args = (*args[:3], ask("HGET", first, args[2]))
+        replies += [ask(*on_copy(args, place, copy)) for copy in others]
+        bare = nothing(args) if self._owners - set(self._copies[as_bytes(args[place])].values()) else None
+        return combined(args, replies if bare is None else [*replies, bare])
+
+    def copies(self, key: bytes) -> list[bytes]:
+        """The keys that `key` of the markers stands for, copy 0 first.
+
+        Raises StoreReplacedError if this client is of one run and the slots of copies or the primaries are others now.
+        """
+        self._look_at_slots()
+        held = self._copies.get(key)
+        if held is not None and self._met is not None:
+            if held != self._owned(held):
+                raise StoreReplacedError(
+                    "the markers of a shard moved to another; starting again with the slots of now"
+                )
+        elif held is not None:
+            held = self._copies[key] = self._owned(held)
+        if held is None or key in self._old or self._owners - set(held.values()):
+            self._old.discard(key)
+            held = self._copies[key] = self._owned([copy_key(key, number) for number in self.listed(key)])
+        return list(held)
+
+    def on_one(self, *args: Any) -> Any:
+        """A command on one copy of markers."""
+        return super().execute_command(*args)  # type: ignore[no-untyped-call]
+
+    def listed(self, key: bytes) -> list[int]:
+        """The numbers of the copies, ascending."""
+        raw = self.on_one("HGET", copy_key(key, 0), COPIES)
+        return first_numbers(key, self.owners()) if raw is None else orjson.loads(raw)
+
+    def forget_copies(self) -> None:
+        """Asks copy 0 for the others when they are needed next."""
+        self._copies.clear()
+
+    def _owned(self, copies: Any) -> dict[bytes, str]:
+        return {copy: self.node_of(slot_of(copy)).name for copy in copies}
+
+    def _look_at_slots(self) -> None:
+        if time.monotonic() < self._looked_s + SLOTS_EVERY_S:
+            return
+        owners = {slot: shard.name for shard in self.shards() for slot in shard.slots}
+        if owners != self.owners():
+            self.nodes_manager.initialize(disconnect_startup_nodes_pools=False)
+        self._owners, self._looked_s, self._old = set(self.owners().values()), time.monotonic(), set(self._copies)
+        if self._met is not None and self._owners != self._met:
+            raise StoreReplacedError("the cluster has other primaries now; starting again with these")
+
+    def owners(self) -> dict[int, str]:
+        """The address of the primary that has each slot, as far as this client knows."""
+        return {slot: nodes[0].name for slot, nodes in self.nodes_manager.slots_cache.items()}
+
+    def shards(self) -> list[Shard]:
+        """The shards, as the first node that answers tells now."""
+        failure: Exception = redis.ConnectionError("the cluster has no nodes")
+        for node in tuple(self.nodes_manager.nodes_cache.values()):
+            client: Any = self.get_redis_connection(node)
+            try:
+                slots, nodes = (client.execute_command("CLUSTER", what) for what in ("SLOTS", "NODES"))
+                return read_shards(slots, nodes, node.host)
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                failure = error
+        raise failure
+
+    def run_of(self, name: str) -> Run:
+        """The run of the server at an address."""
+        client: Any = self.get_redis_connection(self._at(name))
+        seconds, micros = client.time()
+        return read_run(client.info(), seconds * 1_000_000 + micros)
 
     def client_of(self, key: bytes) -> Any:
         """A client of the one node that has `key`."""
@@ -115,31 +178,36 @@ class ClusterStore(redis.RedisCluster):
 
     def primaries(self) -> list[ClusterNode]:
         """The nodes that have slots."""
-        ask: Any = self.get_primaries
-        return list(ask())
+        return [self._at(name) for name in sorted(set(self.owners().values()))]
 
-    def node_of(self, slot: int) -> ClusterNode:
-        node: ClusterNode = self.nodes_manager.get_node_from_slot(slot)
+    def _at(self, name: str) -> ClusterNode:
+        find: Any = self.get_node
+        node: ClusterNode = find(node_name=name)
         return node
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        place = _key_place(args)
-        ask: Any = super().execute_command
-        if place is None:
-            return ask(*args, **options)
-        copies = self._copies.of(_bytes(args[place]))
-        return combined(args, [ask(*_on(args, place, copy)) for copy in copies])
+    def _node(self, known: Callable[..., Any], host: Any = None, port: Any = None, node_name: Any = None) -> Any:
+        """A node, which may be met for the first time where a key was moved to."""
+        found = known(host, port, node_name)
+        if found is None and node_name is not None:
+            if self._met is not None:
+                raise StoreReplacedError(f"a key went to {node_name}, which took no part in this work")
+            make: Any = ClusterNode
+            address, _, number = node_name.rpartition(":")
+            found = self.nodes_manager.nodes_cache[node_name] = make(address, int(number), PRIMARY)
+        return found
+
+    def node_of(self, slot: int) -> ClusterNode:
+        """The node that has a slot."""
+        node: ClusterNode = self.nodes_manager.get_node_from_slot(slot)
+        return node
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
         """Commands of one key each, by node; a transaction takes keys of one slot alone."""
         begin: Any = super().pipeline
         pipe = begin(transaction, shard_hint)
         pipe.eval = functools.partial(pipe.execute_command, "EVAL")
+        pipe.execute = functools.partial(_execute, pipe.execute)
         return pipe
-
-    def copies(self, key: str) -> list[bytes]:
-        """The keys that `key` of the markers stands for."""
-        return self._copies.of(key.encode())
 
     def xread(self, streams: Any, count: int | None = None, block: int | None = None, **_: Any) -> Any:
         """As of one server: entries after each stream's id; no node can wait for all, so it asks again and again."""
@@ -148,7 +216,7 @@ class ClusterStore(redis.RedisCluster):
             pipe = self.pipeline(transaction=False)
             for key, after in streams.items():
                 pipe.xrange(key, min=f"({after if isinstance(after, str) else after.decode()}", count=count)
-            found = [[_bytes(key), entries] for key, entries in zip(streams, pipe.execute(), strict=True) if entries]
+            found = [[as_bytes(key), entries] for key, entries in zip(streams, pipe.execute(), strict=True) if entries]
             if found or time.monotonic() >= until_s:
                 return found
             time.sleep(_POLL_S)
@@ -158,229 +226,35 @@ class ClusterStore(redis.RedisCluster):
         return self.get_redis_connection(self.node_of(0)).time()
 
     def config_get(self, pattern: Any = "*", *args: Any, **_: Any) -> Any:
-        """A setting of all nodes; the first that is other than `noeviction` where they differ."""
+        """A setting of all nodes; where they differ, that of one which is not as it should be."""
         held: dict[Any, Any] = {}
         for node in self.primaries():
             for name, value in cast(Any, self.get_redis_connection(node)).config_get(pattern, *args).items():
-                if name not in held or held[name] in ("noeviction", b"noeviction"):
+                if name not in held or as_bytes(held[name]) in _AS_THEY_SHOULD_BE:
                     held[name] = value
         return held
 
 
-class AsyncClusterStore(redis.asyncio.RedisCluster):
-    """The same for asyncio."""
-
-    _copies: _Copies | None = None
-
-    def _known_copies(self) -> _Copies:
-        if self._copies is None:
-            node_of = lambda slot: self.nodes_manager.get_node_from_slot(slot).name  # noqa: E731
-            self._copies = _Copies(node_of, len(self.get_primaries()))
-        return self._copies
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        place = _key_place(args)
-        if place is None:
-            return await super().execute_command(*args, **options)
-        await self.initialize()
-        copies = self._known_copies().of(_bytes(args[place]))
-        ask = super().execute_command
-        return combined(args, [await ask(*_on(args, place, copy)) for copy in copies])
-
-    async def initialize(self) -> AsyncClusterStore:
-        """Asks for the slots if need be, and closes the connections to nodes that then no longer count."""
-        if self._initialize:
-            before = self._nodes()
-            await super().initialize()
-            kept = {id(node) for node in self._nodes()}
-            await _disconnect([node for node in before if id(node) not in kept])
-        return self
-
-    async def aclose(self) -> None:
-        """Closes all connections, those too of a client that was about to ask for the slots anew."""
-        self._initialize = True
-        await _disconnect(self._nodes())
-
-    def _nodes(self) -> list[Any]:
-        return [*self.nodes_manager.startup_nodes.values(), *self.nodes_manager.nodes_cache.values()]
-
-    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
-        return _AsyncPipeline(self, redis.asyncio.RedisCluster.pipeline(self, False))
-
-
-async def _disconnect(nodes: Sequence[Any]) -> None:
-    for node in nodes:
-        with contextlib.suppress(redis.RedisError, OSError):
-            await node.disconnect()
-
-
-class _AsyncPipeline:
-    """Commands by node, each node's in order and all nodes' at once, so that a node's copy of the markers is read
-    before its values. A redirection fails: it would break that order."""
-
-    def __init__(self, store: AsyncClusterStore, pipe: Any) -> None:
-        self._store, self._pipe = store, pipe
-        self._commands: list[tuple[Any, ...]] = []
-
-    def hmget(self, key: Any, fields: Sequence[Any]) -> None:
-        self._commands.append(("HMGET", key, *fields))
-
-    def __getattr__(self, name: str) -> Any:
-        def queue(*args: Any, **options: Any) -> None:
-            before = len(self._pipe)
-            getattr(self._pipe, name)(*args, **options)
-            queued = self._pipe._execution_strategy._command_queue
-            self._commands += [command.args for command in queued[before:]]
-
-        return queue
-
-    async def execute(self) -> list[Any]:
-        await self._store.initialize()
-        pipe: Any = redis.asyncio.RedisCluster.pipeline(self._store, False)
-        sizes = []
-        for args in self._commands:
-            place = _key_place(args)
-            copies = [None] if place is None else self._store._known_copies().of(_bytes(args[place]))
-            for copy in copies:
-                pipe.execute_command(*(args if copy is None or place is None else _on(args, place, copy)))
-            sizes.append(0 if place is None else len(copies))
-        replies = iter(await pipe.execute(allow_redirections=False))
-        return [
-            combined(args, [next(replies) for _ in range(size)]) if size else next(replies)
-            for args, size in zip(self._commands, sizes, strict=True)
-        ]
-
-
-def combined(args: Sequence[Any], replies: Sequence[Any]) -> Any:
-    """One reply of the copies' replies to a command on the markers."""
-    if args[0] == "HGETALL":
-        fields = dict.fromkeys(field for reply in replies for field in reply)
-        held = {field: _combined_field(field, [reply.get(field) for reply in replies]) for field in fields}
-        return {field: value for field, value in held.items() if value is not None}
-    if args[0] == "HMGET":
-        fields_and_values = zip(args[2:], zip(*replies, strict=True), strict=True)
-        return [_combined_field(_bytes(field), values) for field, values in fields_and_values]
-    if args[0] == "HGET":
-        return _combined_field(_bytes(args[2]), replies)
-    outcome = next((word for word in _OUTCOMES if word in replies), None)
-    if outcome is not None:
-        return outcome
-    if args[0] in ("EVAL", "EVALSHA"):
-        return None if None in replies else min(replies, key=_place)
-    return max(replies)
-
-
-def _combined_field(field: bytes, values: Sequence[bytes | None]) -> bytes | None:
-    kind = field.partition(b"|")[0].decode()
-    known = [value for value in values if value is not None]
-    if len(set(values)) == 1 or not known:
-        return values[0]
-    if kind in ("gap", "loss"):
-        return max(known, key=len)
-    if kind == "trimmed":
-        return max(known, key=_place)
-    if kind in ("source", "archived") and len(known) == len(values):
-        return min(known, key=_place)
-    return None
-
-
-def _place(value: bytes) -> tuple[int, int]:
+def _execute(execute: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
-        held = orjson.loads(value)
-        return int(held["offset"]), int(held["index"])
-    except (TypeError, KeyError, ValueError):
-        return 0, 0
+        return execute(*args, **options)
+    except RedisClusterException as error:
+        raise redis.ConnectionError(str(error)) from error
+
+
+def _move_among(met: frozenset[str], move: Callable[[Any], None], error: Any) -> None:
+    """Follows a slot that moved between the primaries that were met."""
+    if f"{error.host}:{error.port}" not in met:
+        raise StoreReplacedError(f"slot {error.slot_id} went to {error.host}:{error.port}, which took no part in this")
+    move(error)
 
 
 class _Runs:
     """The run of each node's server that was met first."""
 
     def __init__(self) -> None:
-        self._runs: dict[tuple[str, int], Run] = {}
+        self._runs: dict[tuple[str, int], OneRun] = {}
 
     def connect(self, connection: Any) -> None:
         """Greets a node on a new connection. Raises StoreReplacedError for another run than the first."""
-        self._runs.setdefault((connection.host, connection.port), Run()).connect(connection)
-
-
-def level(store: Any, key: str) -> None:
-    """Makes the copies of the markers alike: each says what all say. Where a shard lost builds or complete layouts,
-    all are forgotten, and begun anew. Does nothing to the one markers of one server."""
-    if not isinstance(store, ClusterStore):
-        return
-    copies = [(store.client_of(copy), copy) for copy in store.copies(key)]
-    held = [client.hgetall(copy) for client, copy in copies]
-    told = combined(("HGETALL",), held)
-    layouts = [{field: value for field, value in fields.items() if _is_layout(field)} for fields in held]
-    if any(fields != layouts[0] for fields in layouts):
-        told = {field: value for field, value in told.items() if not _is_layout(field)}
-    for (client, copy), fields in zip(copies, held, strict=True):
-        gone = [field for field in fields if field not in told]
-        other = {field: value for field, value in told.items() if fields.get(field) != value}
-        if gone:
-            client.hdel(copy, *gone)
-        if other:
-            client.hset(copy, mapping=other)
-
-
-def _is_layout(field: bytes) -> bool:
-    return field.partition(b"|")[0].decode() in _ALIKE
-
-
-class ClusterWire:
-    """A Wire to every node; a command goes to the node of its key, and replies come back in the commands' order."""
-
-    keys_per_command = 1  # several must lie in one slot
-
-    def __init__(self, store: ClusterStore) -> None:
-        self._store = store
-        self._names = [store.node_of(slot).name for slot in range(SLOTS)]
-        self._nodes = {node.name: node for node in store.primaries()}
-        self._wires: dict[str, Wire] = {}
-        self._order: deque[str] = deque()
-
-    def send(self, commands: Sequence[bytes]) -> None:
-        """Sends the commands; their replies must be received, in order."""
-        names = [self._names[slot_of(_key_of(command))] for command in commands]
-        self._order.extend(names)
-        shares: dict[str, list[bytes]] = {}
-        for name, command in zip(names, commands, strict=True):
-            shares.setdefault(name, []).append(command)
-        for name, share in shares.items():
-            self._wire(name).send(share)
-
-    def receive(self, n: int) -> list[Any]:
-        """The next `n` replies. If one of them is an error, raises it after all have been read."""
-        names = [self._order.popleft() for _ in range(n)]
-        replies: dict[str, Any] = {}
-        errors: list[redis.RedisError] = []
-        for name, count in Counter(names).items():
-            try:
-                replies[name] = iter(self._wire(name).receive(count))
-            except redis.ResponseError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return [next(replies[name]) for name in names]
-
-    def close(self) -> None:
-        """Closes the connections; the next use opens others."""
-        self._order.clear()
-        for wire in self._wires.values():
-            wire.close()
-
-    def _wire(self, name: str) -> Wire:
-        if name not in self._wires:
-            self._wires[name] = Wire(self._store.get_redis_connection(self._nodes[name]))
-        return self._wires[name]
-
-
-def wire_of(store: Any) -> Wire | ClusterWire:
-    """The wire to a client's server, or to its cluster's nodes."""
-    return ClusterWire(store) if isinstance(store, ClusterStore) else Wire(store)
-
-
-def _key_of(command: bytes) -> bytes:
-    """The key of a packed HGET, HMGET or EVALSHA: keys hold no line breaks."""
-    parts = command.split(b"\r\n", 9)
-    return parts[8] if parts[2] == b"EVALSHA" else parts[4]
+        self._runs.setdefault((connection.host, connection.port), OneRun()).connect(connection)

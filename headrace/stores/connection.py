@@ -17,7 +17,8 @@ from redis.retry import Retry
 
 from headrace.errors import SettingsError
 from headrace.settings import Settings
-from headrace.stores.cluster import SCHEMES, AsyncClusterStore, ClusterStore, open_cluster
+from headrace.stores.cluster import SCHEMES, ClusterStore, open_cluster
+from headrace.stores.cluster_async import AsyncClusterStore
 from headrace.stores.embedded import attach
 
 __all__ = ["open_store", "open_store_async", "store_url"]

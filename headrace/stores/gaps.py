@@ -9,12 +9,14 @@ place whose total nobody knows any more (0, of a store that lost it) is held aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast
 
+import numpy as np
 import orjson
 import redis
+from numpy.typing import NDArray
 
 from headrace.errors import StreamGapError
 from headrace.stores.keys import markers_key
@@ -28,6 +30,7 @@ __all__ = [
     "Loss",
     "Role",
     "Stops",
+    "any_within",
     "continue_at",
     "find_gap",
     "follows",
@@ -45,13 +48,15 @@ REMEDY = "run headrace recover"
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Events after `at` that the stream no longer has: those before `next`, or all (None). `lost` is how many, None
-    where only what is left could tell; `newest` is the stream's newest entry."""
+    where only what is left could tell; `newest` is the stream's newest entry. `is_other`: a topic holds other messages
+    than those that were read of it."""
 
     source: str
     partition: int
     at: Applied
     next: EntryHead | None
     newest: EntryHead | None
+    is_other: bool = False
 
     @property
     def is_shrunk(self) -> bool:
@@ -69,6 +74,8 @@ class Gap:
         stands = (
             f"this consumer stands at {self.at}, after {self.at.total:,} events: what is missing is lost or unknown"
         )
+        if self.is_other:
+            return f"{place} holds other messages than those that were archived of it: it was made again; {stands}"
         if self.next is None:
             ends = f"ends at {self.newest.offset}, after {self.newest.total:,} events" if self.newest else "is empty"
             return f"{place} {ends}; {stands}"
@@ -80,12 +87,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A gap that somebody accepted: consumers at or after `after` go on behind `upto`, which `total` events precede;
-    `events` is how many were lost, None where nobody knows."""
+    """A gap that somebody accepted: consumers at or after `after` go on behind `upto`, which `total` events precede
+    (None: they go on as they are); `events` is how many were lost, None where nobody knows."""
 
     after: int
     upto: int
-    total: int
+    total: int | None
     events: int | None
     at_us: int
 
@@ -124,6 +131,8 @@ def continue_at(stream: LogReader, markers: Markers, source: str, partition: int
     if gap is None:
         return at
     for loss in reversed(losses(stream.store, stream.project, source, partition)):
+        if loss.total is None:
+            continue
         behind = replace(at, offset=max(loss.upto, at.offset), index=0, total=loss.total)
         if loss.after <= at.offset <= loss.upto and find_gap(stream, markers, source, partition, behind) is None:
             return behind
@@ -138,6 +147,11 @@ def losses(store: redis.Redis, project: str, source: str, partition: int) -> lis
     """The losses that were accepted in a partition, oldest first."""
     raw = cast(bytes | None, store.hget(markers_key(project), loss_field(source, partition)))
     return [Loss(**held) for held in orjson.loads(raw)] if raw else []
+
+
+def any_within(offsets: NDArray[np.int64], accepted: Iterable[Loss]) -> bool:
+    """Whether an entry at one of these offsets was accepted as lost."""
+    return any(bool(((offsets > loss.after) & (offsets <= loss.upto)).any()) for loss in accepted)
 
 
 def record_loss(store: redis.Redis, project: str, source: str, partition: int, loss: Loss) -> None:

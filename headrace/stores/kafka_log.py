@@ -1,7 +1,7 @@
 """The log of a source that is a Kafka topic: what `EventStream` reads of streams, read of its partitions.
 
-Offsets are Kafka's + 1. What a partition no longer has is not read over: `read` names the place in `doubtful`, and
-`first_after` tells, by totals, what is lost.
+Offsets are positions (see kafka_epochs.py), not Kafka's. What a partition no longer has is not read over: `read` names
+the place in `doubtful`, and `first_after` tells, by totals, what is lost.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from headrace.catalog.definitions import Catalog, KafkaTopic
 from headrace.errors import UnavailableError
 from headrace.settings import Settings
 from headrace.stores.kafka_cursor import REPLY_S, TAIL, Cursor, Taken, kafka_library
-from headrace.stores.kafka_messages import end_entry, entry_of
+from headrace.stores.kafka_epochs import Epochs, load_epochs
+from headrace.stores.kafka_messages import ONE_EPOCH, end_entry, entry_of
 from headrace.stores.stream import Entry, EntryHead
 from headrace.telemetry import get_logger
 
@@ -48,6 +50,9 @@ class TopicLog:
         self._rests_until_s = 0.0
         self._known: dict[int, EntryHead | None] = {}
         self._known_s = 0.0
+        self._ends: dict[int, int] = {}
+        self.epochs: dict[int, Epochs] = {}
+        """Of partitions that have more than one."""
         self.doubtful: set[int] = set()
         """Partitions whose next entry the last `read` asked for in vain: perhaps it is lost."""
 
@@ -66,19 +71,20 @@ class TopicLog:
         """The entries after each partition's offset that have come by now, a bounded number; waits for the first."""
         with self._reading:
             cursor = self._ahead = self._ahead or Cursor(self.topic, self._settings)
-            cursor.go(after)
+            cursor.go({partition: self.epochs_of(partition).kafka_after(offset) for partition, offset in after.items()})
             taken = cursor.take(MOST_MESSAGES, wait_s)
             self.doubtful = taken.outside & set(after)
             found = {part: entries for part in after if (entries := self._entries(taken, part, after[part]))}
             if found:
                 self._unreachable = None
             for partition, entries in found.items():
-                cursor.reached(partition, entries[-1].offset)
+                cursor.reached(partition, self.epochs_of(partition).kafka_after(entries[-1].offset))
             return found
 
     def _entries(self, taken: Taken, partition: int, after: int) -> list[Entry]:
-        entries = [entry_of(message, self.topic.payload) for message in taken.messages.get(partition, ())]
-        end = taken.ends.get(partition, 0)
+        epochs = self.epochs_of(partition)
+        entries = [entry_of(message, self.topic.payload, epochs) for message in taken.messages.get(partition, ())]
+        end = epochs.end(taken.ends[partition]) if partition in taken.ends else 0
         if end > (entries[-1].offset if entries else after):
             entries.append(end_entry(end))
         return entries
@@ -89,20 +95,22 @@ class TopicLog:
         Raises UnavailableError when the broker does not answer.
         """
         entries: list[Entry] = []
+        epochs = self.epochs_of(partition)
+        begin = epochs.kafka_after(first - 1)
         with self._looking:
             cursor = self._cursor()
-            cursor.go({partition: first - 1})
+            cursor.go({partition: begin})
             for taken in self._polls(cursor, count):
-                found = [entry_of(message, self.topic.payload) for message in taken.messages.get(partition, ())]
+                found = [entry_of(message, self.topic.payload, epochs) for message in taken.messages.get(partition, ())]
                 entries += [entry for entry in found if entry.offset <= last]
                 if partition in taken.ends or (found and found[-1].offset >= last):
                     cursor.rest()
                     break
                 if found:
-                    cursor.reached(partition, found[-1].offset)
+                    cursor.reached(partition, epochs.kafka_after(found[-1].offset))
                 if len(entries) >= count:
                     break
-                if partition in taken.outside and not self._skip(cursor, partition, first - 1):
+                if partition in taken.outside and not self._skip(cursor, partition, begin):
                     break
         return entries
 
@@ -131,12 +139,15 @@ class TopicLog:
                 if set(partitions) <= set(ends):
                     break
             cursor.rest()
-        return {partition: self._head(newest.get(partition), ends[partition]) for partition in partitions}
+        self._ends |= ends
+        return {partition: self._head(newest.get(partition), ends[partition], partition) for partition in partitions}
 
-    def _head(self, message: Any, end: int) -> EntryHead | None:
-        if message is None or message.offset() + 1 < end:  # a transaction's marker stands there
+    def _head(self, message: Any, kafka_end: int, partition: int) -> EntryHead | None:
+        epochs = self.epochs_of(partition)
+        end = epochs.end(kafka_end)
+        if message is None or epochs.position(message.offset()) < end:  # a transaction's marker stands there
             return EntryHead(end, 1, end, 0, 0, time.time_ns() // 1_000) if end else None
-        entry = entry_of(message, self.topic.payload)
+        entry = entry_of(message, self.topic.payload, epochs)
         return EntryHead(entry.offset, entry.count, entry.total, len(entry.payload), 0, entry.arrived_us)
 
     def head(self, partition: int, offset: int = 0) -> EntryHead | None:
@@ -150,12 +161,22 @@ class TopicLog:
     def first_after(self, partition: int, offset: int) -> EntryHead | None:
         """Where the partition goes on after `offset`: its `before` is `offset`, or more if entries in between are
         gone. For a reader that has nothing yet (0) whatever is gone never was."""
-        end = self.head(partition, offset)
+        end, epochs = self.head(partition, offset), self.epochs_of(partition)
         with self._looking:
-            before = max(self._cursor().earliest(partition), offset)
+            before = epochs.position(max(self._cursor().earliest(partition), epochs.kafka_after(offset))) - 1
         if end is None or end.offset <= before:
             return None
         return EntryHead(before + 1, before + 1 - (before if offset else 0), before + 1, 0, 0)
+
+    def epochs_of(self, partition: int) -> Epochs:
+        return self.epochs.get(partition, ONE_EPOCH)
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """Kafka's offsets of the oldest message and behind the newest, as of now. Raises UnavailableError when the
+        broker does not answer."""
+        self.heads([partition])
+        with self._looking:
+            return self._cursor().earliest(partition), self._ends[partition]
 
     def unread(self) -> int:
         """How many partitions the topic has that its source does not read. Raises UnavailableError when the broker does
@@ -212,6 +233,8 @@ class KafkaLogs:
         self._settings = settings
         self._topics: dict[str, TopicLog] = {}
         self._said_s: dict[str, float] = {}
+        self._root = Path(settings.data_dir) / "offline"
+        self._looked_s = 0.0
         self.use(catalog)
 
     def use(self, catalog: Catalog) -> None:
@@ -225,6 +248,14 @@ class KafkaLogs:
         for name, (kafka, partitions) in wanted.items():
             if name not in self._topics:
                 self._topics[name] = TopicLog(kafka, partitions, self._settings)
+                self._looked_s = 0.0
+
+    def _look_for_epochs(self) -> None:
+        """Follows what was noted of topics that began anew, a second later at most."""
+        if self._topics and time.monotonic() > self._looked_s + KNOWN_S:
+            noted, self._looked_s = load_epochs(self._root), time.monotonic()
+            for name, topic in self._topics.items():
+                topic.epochs = {partition: epochs for (source, partition), epochs in noted.items() if source == name}
 
     def close(self) -> None:
         for topic in self._topics.values():
@@ -234,10 +265,12 @@ class KafkaLogs:
         return source in self._topics
 
     def __getitem__(self, source: str) -> TopicLog:
+        self._look_for_epochs()
         return self._topics[source]
 
     def read(self, after: Mapping[Place, int], wait_s: float) -> dict[Place, list[Entry]]:
         """Entries of every topic that has some; one that cannot be reached has none, and is spoken of."""
+        self._look_for_epochs()
         found: dict[Place, list[Entry]] = {}
         names = list(dict.fromkeys(source for source, _ in after))
         for name in names:
@@ -285,6 +318,7 @@ class KafkaLogs:
 
     def heads(self, places: Sequence[Place]) -> dict[Place, EntryHead | None]:
         """The newest entry of every place; those of a topic that cannot be reached are left out."""
+        self._look_for_epochs()
         found: dict[Place, EntryHead | None] = {}
         for name in dict.fromkeys(source for source, _ in places):
             partitions = [partition for source, partition in places if source == name]

@@ -1,4 +1,5 @@
-"""Messages of a Kafka topic as entries: one message is one entry, at its Kafka offset + 1 (0 is before every entry).
+"""Messages of a Kafka topic as entries: one message is one entry, at its Kafka offset + 1 (0 is before every entry), or
+where the epochs of its partition put it (see kafka_epochs.py).
 
 An entry's `total` is its offset: a topic does not say how many events it holds. Counts and lag are therefore messages,
 exact as long as each holds one event and no offset is a gap (left by compaction, or taken by a transaction's marker).
@@ -10,18 +11,20 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from headrace.stores.kafka_epochs import Epochs
 from headrace.stores.stream import Entry
 
 __all__ = ["end_entry", "entry_of"]
 
 UNREADABLE: Literal["columns"] = "columns"
 """The format of what is no event at all: its reader refuses an empty payload and says so."""
+ONE_EPOCH = Epochs()
 
 
-def entry_of(message: Any, payload: Literal["json", "arrow"]) -> Entry:
-    """The entry of a message without error. A message without a value (a tombstone), or an empty one, is an entry of
-    one event that nobody can read, and so a dead letter."""
-    offset, stamp_ms = message.offset() + 1, message.timestamp()[1]
+def entry_of(message: Any, payload: Literal["json", "arrow"], epochs: Epochs = ONE_EPOCH) -> Entry:
+    """The entry of a message without error, in a partition of these epochs. A message without a value (a tombstone), or
+    an empty one, is an entry of one event that nobody can read, and so a dead letter."""
+    offset, stamp_ms = epochs.position(message.offset()), message.timestamp()[1]
     value: bytes = message.value() or b""
     arrived_us = max(stamp_ms, 0) * 1_000
     if payload == "arrow" and value:
@@ -33,10 +36,9 @@ def entry_of(message: Any, payload: Literal["json", "arrow"]) -> Entry:
     return Entry(offset, "ndjson", len(lines), offset, b"\n".join(lines), 0, arrived_us)
 
 
-def end_entry(kafka_offset: int) -> Entry:
-    """An entry of no events: a reader has seen everything before `kafka_offset`, though no message stands just before
-    it."""
-    return Entry(kafka_offset, UNREADABLE, 0, kafka_offset, b"{}", 0, 0)
+def end_entry(offset: int) -> Entry:
+    """An entry of no events: a reader has seen everything up to `offset`, though no message stands there."""
+    return Entry(offset, UNREADABLE, 0, offset, b"{}", 0, 0)
 
 
 def _lines(value: bytes) -> list[bytes]:

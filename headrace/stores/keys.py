@@ -8,6 +8,7 @@
     headrace.forgotten:PROJECT              hash, what was forgotten (see stores/tombstones.py)
     headrace.lease:PROJECT:ROLE             string, who holds a role
     headrace.counters:PROJECT               hash, what the worker counts (see stores/counters.py)
+    headrace.replay:PROJECT:SOURCE          hash, what a replay on a cluster is about to do (see read/replay_once.py)
 
 Names and values are percent-escaped, so that a key can be split again and two keys never meet; composite keys
 are sorted by entity name and joined by commas. No key holds a brace: Redis Cluster would hash only what
@@ -30,13 +31,17 @@ __all__ = [
     "catalog_key",
     "counters_key",
     "entity_key",
+    "entity_keys",
     "entity_prefix",
     "escape",
+    "escape_all",
     "forgotten_key",
     "group_keys",
     "layout_field",
     "lease_key",
     "markers_key",
+    "replay_key",
+    "replay_role",
     "stream_key",
 ]
 
@@ -58,6 +63,21 @@ def entity_prefix(project: str, entities: Sequence[str]) -> str:
 def entity_key(prefix: str, values: Sequence[int | str]) -> bytes:
     """The key of one entity; `values` in the order of the sorted entity names."""
     return (prefix + ",".join(escape(str(value)) for value in values)).encode()
+
+
+def entity_keys(prefix: str, columns: Sequence[pa.Array]) -> pa.Array:
+    """`entity_key` of every row (binary), none of whose values is null; `columns` as in `group_keys`."""
+    texts = [_escaped_texts(column.cast(pa.string())) for column in columns]
+    joined = pc.binary_join_element_wise(*texts, ",") if len(texts) > 1 else texts[0]
+    return pc.binary_join_element_wise(pa.scalar(prefix), joined, "").cast(pa.binary())
+
+
+def _escaped_texts(texts: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring_regex(texts, f"[{_SPECIALS}]")).as_py():
+        return texts
+    for c in _SPECIALS:  # the percent sign first, for escapes have one
+        texts = pc.replace_substring(texts, c, f"%{ord(c):02X}")
+    return texts
 
 
 def group_keys(prefix: str, columns: Sequence[pa.Array]) -> tuple[NDArray[np.int64], list[bytes]]:
@@ -89,8 +109,15 @@ def _keys(prefix: str, columns: Sequence[pa.Array]) -> list[bytes]:
 
 
 def _escaped(column: pa.Array) -> list[str]:
-    values = [str(value) for value in column.to_pylist()]
-    return [escape(value) for value in values] if _SPECIAL.search("".join(values)) else values
+    return escape_all(column.to_pylist())
+
+
+def escape_all(values: Sequence[int | str]) -> list[str]:
+    """`escape` of every value's text; they are of one type."""
+    texts = [str(value) for value in values]
+    if (values and type(values[0]) is int) or not _SPECIAL.search("".join(texts)):
+        return texts
+    return [escape(text) for text in texts]
 
 
 def layout_field(view: FeatureView) -> str:
@@ -116,6 +143,15 @@ def forgotten_key(project: str) -> str:
 
 def stream_key(project: str, source: str, partition: int) -> str:
     return f"headrace.stream:{escape(project)}:{escape(source)}:{partition}"
+
+
+def replay_key(project: str, source: str) -> str:
+    return f"headrace.replay:{escape(project)}:{escape(source)}"
+
+
+def replay_role(source: str) -> str:
+    """The role of whoever replays the dead letters of a source."""
+    return f"replay:{source}"
 
 
 def lease_key(project: str, role: str) -> str:

@@ -8,18 +8,21 @@ comes again, as a count would in a store that lost its markers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import orjson
 import redis
 
-from headrace.catalog.definitions import FeatureView
+from headrace.catalog.definitions import Catalog, FeatureView
+from headrace.catalog.layouts import new_views
+from headrace.errors import DefinitionError
 from headrace.stores.keys import layout_field, markers_key
 from headrace.stores.markers import Ready, applied_field, build_field, ready_field
+from headrace.stores.materialized import materialized_field
 
-__all__ = ["HeldLayouts", "LayoutMarkers", "NewLayout", "store_time_us"]
+__all__ = ["HeldLayouts", "LayoutMarkers", "NewLayout", "refuse_gap", "store_time_us"]
 
 _COMPLETE = """
 local function after(a, b) return #a > #b or (#a == #b and a > b) end
@@ -98,7 +101,7 @@ class LayoutMarkers:
 
     def forget_build(self, view: FeatureView) -> None:
         """Nothing of the layout is left."""
-        self._store.hdel(self._key, build_field(view))
+        self._store.hdel(self._key, build_field(view), materialized_field(view))
 
     def is_swept(self, view: FeatureView) -> bool:
         """Whether nothing of the layout is left, or ever was."""
@@ -109,3 +112,16 @@ def store_time_us(store: redis.Redis) -> int:
     """The present by the store's clock."""
     seconds, micros = cast(tuple[int, int], store.time())
     return seconds * 1_000_000 + micros
+
+
+def refuse_gap(previous: Catalog | None, target: Catalog, ready: Collection[str]) -> None:
+    """Raises DefinitionError for views that serve and would not until a worker has built them anew; `ready` are the
+    layout fields that are complete."""
+    serving = {view.name for view in previous.views if layout_field(view) in ready} if previous else set()
+    new = [view for view in new_views(previous, target) if layout_field(view) not in ready]
+    changed = [view.name for view in new if view.name in serving]
+    if changed:
+        raise DefinitionError(
+            f"A view that serves is not taken away to be built anew, and the values of {', '.join(changed)} would "
+            "mean something else; run headrace apply --rebuild, which builds the new ones while the present ones serve."
+        )

@@ -2,11 +2,13 @@
 
 Fields:
     source|NAME|PARTITION     how far every view of the source holds its events (worker)
+    writing|NAME|PARTITION    on a cluster: how far values may hold them, raised before they are written (worker)
     archived|NAME|PARTITION   how far the offline store holds them (archiver)
     trimmed|NAME|PARTITION    up to where the stream was trimmed, written before it is (archiver)
     gap|..., loss|...         where a consumer stopped, and losses that were accepted (see gaps.py)
     view|LAYOUT               this layout is complete (worker); what it was built from
     build|LAYOUT              when the layout was begun, by the store's clock: values of an older build count as none
+    materialized|LAYOUT       how far the layout has the rows of its batch file (see materialized.py)
     layouts                   when a layout was last completed, by the store's clock (see layout_markers.py)
 Values are JSON. A lookup reads the markers before the values, so it never states a position ahead of what it read.
 """
@@ -21,7 +23,8 @@ import orjson
 import redis
 
 from headrace.catalog.definitions import Catalog, FeatureView, Source, write_source
-from headrace.errors import LayoutsMovedError
+from headrace.errors import LayoutsMovedError, StoreLostError
+from headrace.stores.cluster import is_cluster
 from headrace.stores.keys import layout_field, markers_key
 
 __all__ = [
@@ -40,11 +43,14 @@ IMPORTS = -1
 """The partition of a source's imported events: archived, never streamed. An offset is the number of an append, an index
 the row in its file, an event's arrival its event time."""
 
-Kind = Literal["source", "archived", "trimmed"]
+Kind = Literal["source", "archived", "trimmed", "writing"]
 
 _RAISE = """#!lua flags=allow-oom
 local function after(a, b) return #a > #b or (#a == #b and a > b) end
-if ARGV[6] ~= '' and (redis.call('HGET', KEYS[1], 'layouts') or '0') ~= ARGV[6] then return 'moved' end
+local copy = string.match(KEYS[1], '^[^:]*:[^:]*:(%d+)$')
+if ARGV[6] ~= '' and (not copy or copy == '0') and (redis.call('HGET', KEYS[1], 'layouts') or '0') ~= ARGV[6] then
+  return 'moved'
+end
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old then
   local held = cjson.decode(old)
@@ -123,6 +129,7 @@ class Markers:
         self._store = store
         self._key = markers_key(project)
         self._raise = store.register_script(_RAISE)
+        self._announced: dict[tuple[str, int], tuple[int, int]] = {}
 
     def applied(self, kind: Kind, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Applied | None]:
         """The marker of every (source, partition), None where there is none yet."""
@@ -152,6 +159,14 @@ class Markers:
             raise LayoutsMovedError("A layout was completed that this writer does not know; keep it up to date too.")
         return decode_applied(old)
 
+    def announce(self, source: str, partition: int, upto: Applied) -> None:
+        """To be called before values are written that hold events up to `upto`: on a cluster it says so on every shard,
+        for a shard may lose events that the values of another hold. Of one server all is lost together."""
+        place, announced = (source, partition), (upto.offset, upto.index)
+        if is_cluster(self._store) and self._announced.get(place, (0, 0)) < announced:
+            self.raise_applied("writing", source, partition, upto)
+            self._announced[place] = announced
+
     def ready(self, view: FeatureView) -> Ready | None:
         """Whether this layout of the view is complete."""
         return decode_ready(cast(bytes | None, self._store.hget(self._key, ready_field(view))))
@@ -160,7 +175,12 @@ class Markers:
         """The build of this layout, begun now unless it was before. A store that lost its markers begins a new one."""
         seconds, micros = cast(tuple[int, int], self._store.time())
         self._store.hsetnx(self._key, build_field(view), str(seconds * 1_000_000 + micros))
-        return int(cast(bytes, self._store.hget(self._key, build_field(view))))
+        held = cast(bytes | None, self._store.hget(self._key, build_field(view)))
+        if held is None:
+            raise StoreLostError(
+                f"A shard of the store has lost when view {view.name!r} was begun; see that a worker runs."
+            )
+        return int(held)
 
     def set_ready(self, view: FeatureView, ready: Ready) -> None:
         """States that the layout is complete; a statement once made stands."""

@@ -101,20 +101,27 @@ class OfflineStore:
         return found
 
     def append_events(
-        self, source: Source, rows: pa.Table, *, partition: int, last_offset: int, also: Versions = NO_VERSIONS
+        self,
+        source: Source,
+        rows: pa.Table,
+        *,
+        partition: int,
+        last_offset: int,
+        also: Versions = NO_VERSIONS,
+        total: int = 0,
     ) -> int:
         """Append `rows` (of `event_rows`): all events of one partition after its archived offset, up to the entry
         at `last_offset`, whole. Rows at or below the archived offset are dropped; returns how many were added.
 
-        No rows is an append too: it raises the archived offset. The versions of the applications `also` are set by the
-        same commit. Raises DataError for a column that the table holds as
-        another type.
+        No rows is an append too: it raises the archived offset. `total` is the stream's running number of events there
+        (0: unknown); it and the versions of the applications `also` are set by the same commit. Raises DataError for a
+        column that the table holds as another type.
         """
         schema = archive_schema(source)
         rows = rows.select(schema.names).cast(schema)
         offsets = pc.struct_field(rows["position"], "offset")
-        path = self.events_path(source.name)
-        return self._append(path, rows, offsets, _app_id(source.name, partition), last_offset, ["event_date"], also)
+        path, versions = self.events_path(source.name), {_total_id(source.name, partition): total, **also}
+        return self._append(path, rows, offsets, _app_id(source.name, partition), last_offset, ["event_date"], versions)
 
     def append_dead_letters(
         self, source: Source, rows: pa.Table, *, partition: int, last_offset: int, also: Versions = NO_VERSIONS
@@ -132,6 +139,13 @@ class OfflineStore:
         """Offset up to which a partition is archived, -1 for nothing; fresh from the table."""
         table = open_table(self.events_path(source))
         return _version(table, _app_id(source, partition)) if table else -1
+
+    def archived_total(self, source: str, partition: int, offset: int) -> int:
+        """The stream's running number of events up to `offset`, as it was when that was archived; 0 where the archive
+        ends elsewhere, or nobody knew it."""
+        apps = [_app_id(source, partition), _total_id(source, partition)]
+        held, total = self.versions(self.events_path(source), apps)
+        return total or 0 if held == offset else 0
 
     def versions(self, path: Path, app_ids: Sequence[str]) -> list[int | None]:
         """The version of each application in the table at `path`, None for one that it does not know; fresh."""
@@ -220,6 +234,10 @@ class OfflineStore:
 
 def _app_id(source: str, partition: int) -> str:
     return f"{source}/{partition}"
+
+
+def _total_id(source: str, partition: int) -> str:
+    return f"{source}/{partition}/total"
 
 
 def _refuse_other_types(table: DeltaTable, schema: pa.Schema, name: str) -> None:

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from headrace.catalog.definitions import Source
 from headrace.stores.archive_rows import INDEX, MOMENT, OFFSET, PARTITION, archive_schema
 
-__all__ = ["open_table", "read_events", "read_files", "table_paths"]
+__all__ = ["event_files", "open_table", "read_events", "read_files", "table_paths"]
 
 NOWHERE: Mapping[int, int] = {}
 _TRIES = 5
@@ -67,7 +67,7 @@ def read_events(
         None if among is None else pads.field(among[0]).isin(among[1]),
     ]
     empty = schema.empty_table().flatten().select(list(wanted))
-    rows = read_files(lambda: _files(open_table(path), since_us, until_us), schema, wanted, _all_of(terms))
+    rows = read_files(lambda: event_files(open_table(path), since_us, until_us), schema, wanted, _all_of(terms))
     return empty if rows is None else _in_position_order(rows.combine_chunks())
 
 
@@ -86,7 +86,7 @@ def read_files(
     raise missing
 
 
-def _files(table: DeltaTable | None, since_us: int | None, until_us: int | None) -> list[str]:
+def event_files(table: DeltaTable | None, since_us: int | None, until_us: int | None) -> list[str]:
     """Paths of the table's files whose dates meet the interval."""
     first, last = _date(since_us, "0001-01-01"), _date(until_us, "9999-12-31")
     return [path for path in (table_paths(table) if table else []) if first <= _date_of(path) <= last]

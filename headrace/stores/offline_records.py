@@ -2,6 +2,8 @@
 
 retained.json     {source: microseconds}: where the kept events of a source begin, once retention removed some
 forgotten.json    what was forgotten (see tombstones.py)
+appending.json    {"SOURCE|PARTITION": [after, upto]}: an append that may be under way (see materialize/in_doubt.py)
+topics.json       {"SOURCE|PARTITION": [[position, offset]]}: where topics began anew (see kafka_epochs.py)
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from typing import Any
 
 import orjson
 
-__all__ = ["FORGOTTEN", "RETAINED", "read_record", "write_record"]
+__all__ = ["APPENDING", "FORGOTTEN", "RETAINED", "TOPICS", "read_record", "remove_record", "write_record"]
 
+APPENDING = "appending.json"
 FORGOTTEN = "forgotten.json"
 RETAINED = "retained.json"
+TOPICS = "topics.json"
 
 
 def read_record(root: Path, name: str) -> dict[str, Any]:
@@ -27,15 +31,23 @@ def read_record(root: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def write_record(root: Path, name: str, record: dict[str, Any]) -> None:
-    """Replace the record; after a crash it is the old one or this one."""
+def remove_record(root: Path, name: str) -> None:
+    """As if it had never been."""
+    (root / name).unlink(missing_ok=True)
+
+
+def write_record(root: Path, name: str, record: dict[str, Any], outlives_machine: bool = True) -> None:
+    """Replace the record; after a crash (of this process, or of the machine too) it is the old one or this one."""
     root.mkdir(parents=True, exist_ok=True)
     draft = root / f"{name}.{os.getpid()}"
     with draft.open("wb") as file:
         file.write(orjson.dumps(record))
         file.flush()
-        os.fsync(file.fileno())
+        if outlives_machine:
+            os.fsync(file.fileno())
     draft.replace(root / name)
+    if not outlives_machine:
+        return
     folder = os.open(root, os.O_RDONLY)
     try:
         os.fsync(folder)

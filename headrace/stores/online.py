@@ -16,7 +16,7 @@ import redis
 
 from headrace.errors import StoreLostError
 from headrace.stores.blob_cache import BlobCache
-from headrace.stores.cluster import ClusterWire, wire_of
+from headrace.stores.cluster_wire import ClusterWire, wire_of
 from headrace.stores.codec.header import BUILD, NEWEST, build_of, header_size
 from headrace.stores.wire import Wire, command_template, pack_command
 
@@ -100,6 +100,10 @@ class OnlineStore:
             group = self._wire.keys_per_command
             prepared = [_Prepared(update, self.script(), self._cache, group) for update in updates]
             _Run(self, self._wire, prepared).run()
+
+    def forget_known(self) -> None:
+        """To be called when values may have been taken back: of what was written last nothing is taken as known."""
+        self._cache = BlobCache(_CACHE_BYTES)
 
     def script(self, renew: bool = False) -> bytes:
         """The digest of the compare-and-set script, which the server then knows."""

@@ -31,10 +31,13 @@ __all__ = [
     "Format",
     "Position",
     "append_async",
+    "append_flagged",
     "arrival_us",
+    "flags_on",
     "heads_async",
     "offset_at",
     "queue_append",
+    "take_flag",
 ]
 
 Format = Literal["ndjson", "columns", "arrow"]
@@ -64,6 +67,16 @@ end
 return redis.call('XADD', KEYS[1], '*', 'total', string.format('%.0f', total + ARGV[3]), 'count', ARGV[3],
   'bytes', string.format('%.0f', bytes + #payload), 'floor', string.format('%.0f', floor),
   'format', ARGV[1], 'payload', payload, 'catalog', ARGV[4])
+"""
+_APPEND_FLAGGED = f"""
+local now = redis.call('TIME')
+if now[1] * 1000000 + now[2] > tonumber(ARGV[7]) then return false end
+local function append()
+{_APPEND}
+end
+local id = append()
+redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[6], id)
+return id
 """
 _PEEK = """
 local found = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'COUNT', 1)[1]
@@ -314,6 +327,28 @@ def _head(found: Any) -> EntryHead | None:
 def queue_append(pipe: redis.client.Pipeline, project: str, batch: Append) -> None:
     """An append as one command of a pipeline, outside the budget: a refusal would come after the others are done."""
     pipe.eval(_APPEND, 1, stream_key(project, batch.source, batch.partition), *batch.arguments(0))
+
+
+def append_flagged(store: redis.Redis, project: str, batch: Append, flag: str, until_us: int) -> bool:
+    """An append outside the budget, which leaves `flag` on the stream's key in the same moment: a consumer group of
+    that name. False if it is after `until_us` by the clock of the key's node; then nothing is done."""
+    args = [*batch.arguments(0), flag, str(until_us)]
+    try:
+        return bool(store.eval(_APPEND_FLAGGED, 1, stream_key(project, batch.source, batch.partition), *args))
+    except redis.ResponseError as error:
+        raise batch.refused(error, 0) from None
+
+
+def flags_on(store: redis.Redis, project: str, source: str, partition: int) -> set[str]:
+    """The flags on a stream's key."""
+    key = stream_key(project, source, partition)
+    groups = cast(list[dict[str, Any]], store.xinfo_groups(key)) if store.exists(key) else []
+    return {group["name"].decode() for group in groups}
+
+
+def take_flag(store: redis.Redis, project: str, source: str, partition: int, flag: str) -> None:
+    """Takes a flag away."""
+    store.xgroup_destroy(stream_key(project, source, partition), flag)
 
 
 async def append_async(store: redis.asyncio.Redis, project: str, batch: Append, budget_bytes: int = 0) -> Position:

@@ -99,6 +99,8 @@ def as_declared(values: pa.ChunkedArray[Any] | pa.Array[Any], dtype: DType, wher
 
 
 def _cast(array: Any, dtype: DType) -> Any:
+    if pat.is_null(array.type):
+        return array.cast(arrow_type(dtype))
     if pat.is_floating(array.type):
         array = pa.array(np.asarray(array.to_numpy(zero_copy_only=False)), array.type, from_pandas=True)
     if dtype is DType.TIMESTAMP:

@@ -41,8 +41,14 @@ __all__ = [
 Ints = NDArray[np.int64]
 
 _ADD = """
-for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-return redis.call('HINCRBY', KEYS[1], 'version', 1)
+for i = 1, #ARGV, 3 do
+  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then return 0 end
+end
+for i = 1, #ARGV, 3 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
+local now = redis.call('TIME')
+local version = string.format('%.0f', now[1] * 1000000 + now[2])
+redis.call('HSET', KEYS[1], 'version', version)
+return version
 """
 _OWN_FIELDS = ("salt", "version")
 
@@ -50,12 +56,14 @@ _OWN_FIELDS = ("salt", "version")
 @dataclass(frozen=True, slots=True)
 class Tombstone:
     """One forgotten key of the entities named (sorted). `places` holds, by `SOURCE|PARTITION`, the offset up to which
-    its events are gone and the watermark there; `at_us` is the moment of the forgetting, by the catalog's clock."""
+    its events are gone and the watermark there; `at_us` is the moment of the forgetting, by the catalog's clock,
+    `made_us` by the wall's."""
 
     digest: str
     entities: tuple[str, ...]
     at_us: int
     places: Mapping[str, tuple[int, int | None]]
+    made_us: int = 0
 
     def offset(self, source: str, partition: int) -> int | None:
         """Up to where events of this place are gone, None if it was not of it."""
@@ -67,11 +75,13 @@ class Tombstone:
         places = dict(other.places)
         for place, (offset, watermark_us) in self.places.items():
             places[place] = max((offset, watermark_us), places.get(place, (-1, None)), key=lambda held: held[0])
-        return Tombstone(self.digest, self.entities, max(self.at_us, other.at_us), places)
+        at_us, made_us = max(self.at_us, other.at_us), max(self.made_us, other.made_us)
+        return Tombstone(self.digest, self.entities, at_us, places, made_us)
 
 
 class Tombstones:
-    """All tombstones of a project, as one process knows them; `version` is the store's count of changes."""
+    """All tombstones of a project, as one process knows them; `version` is when the store was last
+    given one, by its clock."""
 
     def __init__(self, salt: bytes, items: Iterable[Tombstone] = (), version: int = 0) -> None:
         self.salt, self.version = salt, version
@@ -116,7 +126,7 @@ def place_name(source: str, partition: int) -> str:
 
 
 def tombstone_version(store: redis.Redis, project: str) -> int:
-    """How often tombstones were added in the store."""
+    """When tombstones were last added in the store, in microseconds by its clock; 0: never."""
     return int(cast(bytes | None, store.hget(forgotten_key(project), "version")) or 0)
 
 
@@ -139,12 +149,19 @@ def project_salt(store: redis.Redis, root: Path, project: str) -> bytes:
 
 
 def add_tombstones(store: redis.Redis, project: str, known: Tombstones, items: Sequence[Tombstone]) -> int:
-    """Put tombstones beside those `known`, in the store; returns its new version."""
-    args: list[str] = []
-    for item in items:
-        held = known.items.get(item.digest)
-        args += [item.digest, orjson.dumps(asdict(item if held is None else item.merged(held))).decode()]
-    return int(cast(int, store.eval(_ADD, 1, forgotten_key(project), *args)))
+    """Put tombstones beside those `known`, and beside what others put there meanwhile; returns the store's new
+    version."""
+    key, version = forgotten_key(project), 0
+    while items and not version:
+        held = cast(list[bytes | None], store.hmget(key, [item.digest for item in items]))
+        args: list[str | bytes] = []
+        for item, raw in zip(items, held, strict=True):
+            others = [known.items.get(item.digest), _decoded(orjson.loads(raw)) if raw else None]
+            for other in others:
+                item = item if other is None else item.merged(other)
+            args += [item.digest, raw or "", orjson.dumps(asdict(item)).decode()]
+        version = int(cast(int, store.eval(_ADD, 1, key, *cast(list[str], args))))
+    return version
 
 
 def mirror_tombstones(root: Path, tombstones: Tombstones) -> None:
@@ -169,4 +186,5 @@ def raised_to_floors(found_us: Ints, offset: Ints, floors: Iterable[tuple[int, i
 def _decoded(raw: Mapping[str, object]) -> Tombstone:
     places = cast(Mapping[str, tuple[int, int | None]], raw["places"])
     held = {place: (int(offset), watermark_us) for place, (offset, watermark_us) in places.items()}
-    return Tombstone(cast(str, raw["digest"]), tuple(cast(list[str], raw["entities"])), cast(int, raw["at_us"]), held)
+    entities = tuple(cast(list[str], raw["entities"]))
+    return Tombstone(cast(str, raw["digest"]), entities, cast(int, raw["at_us"]), held, cast(int, raw["made_us"]))

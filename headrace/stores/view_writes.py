@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Catalog, FeatureView
-from headrace.stores.codec.header import ROWS, TILES, Header, Headers, pack_header, unpack_header
+from headrace.stores.codec.header import ROWS, TILES, Header, Headers, Place, pack_header, unpack_header
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_rows, row_layout
 from headrace.stores.codec.tiles import TileLayout, Tiles, columns_of, decode_tiles, encode_tiles, tile_layout
 from headrace.stores.keys import entity_prefix, group_keys, layout_field
@@ -164,12 +164,7 @@ def row_update(
     def merge(numbers: Sequence[int], held: list[bytes | None]) -> list[bytes | None]:
         newer = np.flatnonzero(_wins(order[np.asarray(numbers)], decode_order(layout, held)))
         chosen = [numbers[i] for i in newer.tolist()]
-        headers = []
-        for i, k in zip(newer.tolist(), chosen, strict=True):
-            blob = held[i]
-            header = Header(ROWS, build=build) if blob is None else unpack_header(blob, ROWS)
-            position = (int(order["offset"][k]), int(order["index"][k]))
-            headers.append(pack_header(header.raised(int(order["time_us"][k]), place, position)))
+        headers = _raised([held[i] for i in newer.tolist()], order[chosen], place, build)
         blobs = encode_rows(layout, headers, order[chosen], table.take(pa.array(chosen, pa.int64())))
         out: list[bytes | None] = [None] * len(numbers)
         for i, blob in zip(newer.tolist(), blobs, strict=True):
@@ -177,6 +172,20 @@ def row_update(
         return out
 
     return Update(keys, layout_field(view), merge, expiry_ms(catalog, view), build), int((codes < 0).sum())
+
+
+def _raised(held: list[bytes | None], order: NDArray[Any], place: Place | None, build: int) -> list[bytes]:
+    """The headers of values that rows of this order take the place of; `place` None is a writer outside every
+    stream."""
+    if place is None:
+        old = [Header(ROWS, build=build) if blob is None else unpack_header(blob, ROWS) for blob in held]
+        times_us = order["time_us"].tolist()
+        return [pack_header(header.raised(us, None, (0, 0))) for header, us in zip(old, times_us, strict=True)]
+    headers = Headers(held, ROWS, place, build)
+    offset, index = order["offset"], order["index"].astype(np.int64)
+    later = (offset > headers.offset) | ((offset == headers.offset) & (index > headers.index))
+    newest_us = np.maximum(headers.newest_us, order["time_us"])
+    return headers.raised(newest_us, np.where(later, offset, headers.offset), np.where(later, index, headers.index))
 
 
 def _order(events: Arrived, winners: Ints, rank: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import hiredis
 import redis
 
-__all__ = ["Wire", "command_template", "pack_command"]
+__all__ = ["Wire", "command_template", "pack_command", "reply_error"]
 
 _RECEIVE_BYTES = 1 << 18
 _ERRORS: dict[str, type[redis.RedisError]] = {
@@ -47,7 +47,8 @@ def pack_command(parts: Sequence[bytes]) -> bytes:
     return b"".join([b"*%d" % len(parts), *pieces, b"\r\n"])
 
 
-def _reply_error(text: str) -> redis.RedisError:
+def reply_error(text: str) -> redis.RedisError:
+    """The exception that an error reply stands for."""
     return _ERRORS.get(text.partition(" ")[0], redis.ResponseError)(text)
 
 
@@ -75,6 +76,13 @@ class Wire:
 
     def receive(self, n: int) -> list[Any]:
         """The next `n` replies. If one of them is an error, raises it after all have been read."""
+        replies = self.receive_any(n)
+        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):
+            raise next(reply for reply in replies if isinstance(reply, Exception))
+        return replies
+
+    def receive_any(self, n: int) -> list[Any]:
+        """The next `n` replies, errors among them."""
         replies: list[Any] = []
         gets = self._reader.gets
         while len(replies) < n:
@@ -84,8 +92,6 @@ class Wire:
             else:
                 self._feed()
                 gets = self._reader.gets
-        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):
-            raise next(reply for reply in replies if isinstance(reply, Exception))
         return replies
 
     def _feed(self) -> None:
@@ -105,7 +111,7 @@ class Wire:
             connection: Any = self._pool.make_connection()
             connection.connect()
             self._connection = connection
-            self._reader = hiredis.Reader(replyError=_reply_error)
+            self._reader = hiredis.Reader(replyError=reply_error)
         return self._connection._sock
 
     def close(self) -> None:

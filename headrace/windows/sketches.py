@@ -10,7 +10,9 @@ which IEEE 754 fixes to the last bit, so every machine puts a value into the sam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["REGISTERS", "buckets", "estimate_distinct", "hashes", "midpoints", "registers", "value_bits"]
+__all__ = [
+    "RANKS",
+    "REGISTERS",
+    "buckets",
+    "estimate_distinct",
+    "estimate_reached",
+    "hashes",
+    "midpoints",
+    "registers",
+    "value_bits",
+]
 
 Ints = NDArray[np.int64]
 
 _PRECISION = 11
 REGISTERS = 1 << _PRECISION
 _MOST_RANK = 64 - _PRECISION + 1
+RANKS = _MOST_RANK + 1
+"""A register's rank is less; 0 is that of an empty one."""
 
 _ACCURACY = 0.01
 _GAMMA = (1 + _ACCURACY) / (1 - _ACCURACY)
@@ -73,12 +87,24 @@ def registers(bits: Ints) -> tuple[Ints, Ints]:
 def estimate_distinct(ranks: NDArray[Any]) -> Ints:
     """How many distinct values each row of registers (n, REGISTERS; 0 is empty) has seen, rounded."""
     n = len(ranks)
-    flat = ranks.astype(np.int64) + np.arange(n)[:, None] * (_MOST_RANK + 1)
-    counts = np.bincount(flat.ravel(), minlength=n * (_MOST_RANK + 1)).reshape(n, _MOST_RANK + 1)
-    total = REGISTERS * _tau(1 - counts[:, _MOST_RANK] / REGISTERS)
+    flat = ranks.astype(np.int64) + np.arange(n)[:, None] * RANKS
+    return _estimate(list(np.bincount(flat.ravel(), minlength=n * RANKS).reshape(n, RANKS).T))
+
+
+def estimate_reached(reached: Sequence[Ints]) -> Ints:
+    """The same from how many registers of each row have a rank of at least 0, 1 and so on: int64 arrays of n, ranks
+    that none has reached may be left out."""
+    rows = [*reached, np.zeros_like(reached[0])]
+    counts = [one - more for one, more in pairwise(rows)]
+    return _estimate([*counts, *[rows[-1]] * (RANKS - len(counts))])
+
+
+def _estimate(counts: Sequence[Ints]) -> Ints:
+    """From how many registers of each row have the rank 0, 1 and so on: RANKS arrays of n."""
+    total = REGISTERS * _tau(1 - counts[_MOST_RANK] / REGISTERS)
     for rank in range(_MOST_RANK - 1, 0, -1):
-        total = 0.5 * (total + counts[:, rank])
-    total = total + REGISTERS * _sigma(counts[:, 0] / REGISTERS)
+        total = 0.5 * (total + counts[rank])
+    total = total + REGISTERS * _sigma(counts[0] / REGISTERS)
     with np.errstate(divide="ignore"):
         estimate: NDArray[np.float64] = REGISTERS * REGISTERS / (2 * np.log(2.0)) / total
     return np.rint(estimate).astype(np.int64)

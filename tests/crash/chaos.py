@@ -13,7 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crash.machine import LEASE_S, Machine, present_offset
+from crash.operations import Operation, draw_kills
+from crash.orders import forget_operation, import_operation
 from crash.processes import Child, StoreProcess
+from crash.world import ORDERS, VIEWS, VISITS
+
+from headrace.stores.keys import stream_key
+from headrace.stores.offline_records import APPENDING
 
 ROUNDS = 5
 
@@ -22,18 +28,19 @@ Action = Callable[[Machine, random.Random], str]
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind: what it does, and how many workers it takes."""
+    """A kind: what it does, how many workers it takes, and whether streams that soon are full."""
 
     action: Action
     workers: int
+    needs_small_budget: bool
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(workers: int = 1) -> Callable[[Action], Action]:
+def fault(workers: int = 1, needs_small_budget: bool = False) -> Callable[[Action], Action]:
     def enter(action: Action) -> Action:
-        FAULTS[action.__name__] = Fault(action, workers)
+        FAULTS[action.__name__] = Fault(action, workers, needs_small_budget)
         return action
 
     return enter
@@ -183,6 +190,21 @@ def _promote(machine: Machine, follower: StoreProcess, rng: random.Random) -> st
     return f"{lag_s:.1f} s behind; {_end_loss(machine, rng)}"
 
 
+@fault()
+def trim_too_far(machine: Machine, rng: random.Random) -> str:
+    """Somebody trims a stream that is not archived to its end: what is lost is told, to the event."""
+    machine.archiver.freeze()
+    time.sleep(rng.uniform(0.5, 1.5))
+    place = rng.choice([place for place in machine.places if place[0] in (ORDERS.name, VISITS.name)])
+    archived = machine.archived()[place]
+    _begin_loss(machine)
+    with machine.store.client() as client:
+        gone = client.xtrim(stream_key(machine.catalog.project, *place), maxlen=1, approximate=False)
+    machine.losses.allow(place, archived, present_offset())
+    machine.archiver.resume()
+    return f"{place[0]}|{place[1]}, {gone} entries; {_end_loss(machine, rng)}"
+
+
 def _begin_loss(machine: Machine) -> None:
     machine.losses.epoch += 1
 
@@ -223,6 +245,32 @@ def freeze_archiver(machine: Machine, rng: random.Random) -> str:
     return f"{seconds:.1f} s"
 
 
+@fault()
+def lose_store_in_the_archiver_s_commit(machine: Machine, rng: random.Random) -> str:
+    """The archiver sleeps between its look at the stream and its commit; the store comes back with less, and the worker
+    goes on without what is committed then."""
+    hit = _freeze_in_commit(machine)
+    note = rng.choice([empty_store, fail_over])(machine, rng)
+    time.sleep(rng.uniform(0.5, 1.5))
+    machine.archiver.resume()
+    return f"{'hit' if hit else 'missed'}, {note}"
+
+
+def _freeze_in_commit(machine: Machine, timeout_s: float = 6) -> bool:
+    """Freezes the archiver when it has noted a commit, and not yet looked after it; whether it did."""
+    note, deadline = machine.offline.root / APPENDING, time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if note.exists():
+            machine.archiver.freeze()
+            time.sleep(0.02)
+            if note.exists():
+                return True
+            machine.archiver.resume()
+        time.sleep(0.0005)
+    machine.archiver.freeze()
+    return False
+
+
 @fault(workers=2)
 def stutter(machine: Machine, rng: random.Random) -> str:
     """Many short freezes of workers and store, so that some fall between a read and its write."""
@@ -244,6 +292,57 @@ def fill_disk(machine: Machine, rng: random.Random) -> str:
     machine.archiver.limit_files(size)
     time.sleep(rng.uniform(1.5, 3))
     machine.archiver.limit_files(-1)
-    died = [code for code in machine.archiver.ends[ends:] if code != -signal.SIGKILL]
+    beside = "has one archiver" in machine.archiver.tail(100)  # that of an import
+    died = [code for code in machine.archiver.ends[ends:] if code != -signal.SIGKILL and not (beside and code == 1)]
     assert not died, f"a full disk ended the archiver: {died}\n{machine.archiver.tail()}"
     return f"{size} B"
+
+
+@fault()
+def rebuild(machine: Machine, rng: random.Random) -> str:
+    """A view, or two, anew, while it goes on serving."""
+    names = [view.name for view in rng.sample(VIEWS, rng.choice([1, 2]))]
+    return _operate(machine, rng, Operation(["rebuild", *names], machine.env, draw_kills(rng, 5)))
+
+
+@fault()
+def forget(machine: Machine, rng: random.Random) -> str:
+    return _operate(machine, rng, forget_operation(machine, rng, draw_kills(rng, 3)))
+
+
+@fault()
+def ingest(machine: Machine, rng: random.Random) -> str:
+    return _operate(machine, rng, import_operation(machine, rng, draw_kills(rng, 3)))
+
+
+@fault()
+def compact(machine: Machine, rng: random.Random) -> str:
+    """By order, and then the archiver dies, perhaps in it."""
+    note = _operate(machine, rng, Operation(["compact", "--all", "--timeout", "60"], machine.env, draw_kills(rng, 2)))
+    time.sleep(rng.uniform(0.5, 2))
+    return f"{note}; {_kill(rng, machine.archiver)}"
+
+
+def _operate(machine: Machine, rng: random.Random, operation: Operation) -> str:
+    """Lets a command begin; what comes next meets it at work."""
+    machine.operate(operation)
+    time.sleep(rng.choice([0, rng.uniform(0, 2)]))
+    return " ".join(operation.arguments)
+
+
+@fault(needs_small_budget=True)
+def exhaust_budget(machine: Machine, rng: random.Random) -> str:
+    """The archiver is down until pushes are refused, and a while longer; what is read stays right."""
+    machine.finish_operations()
+    before, began = machine.ledger.full, time.monotonic()
+    machine.archiver.held = True
+    machine.archiver.kill()
+    machine.hurrying.set()
+    while machine.ledger.full < before + 3:
+        assert time.monotonic() < began + 40, "no push was refused though nothing is archived"
+        time.sleep(0.05)
+    machine.hurrying.clear()
+    refused_s = time.monotonic() - began
+    time.sleep(rng.uniform(0.5, 2))
+    machine.archiver.held = False
+    return f"refused after {refused_s:.1f} s"

@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import redis
 from click.testing import CliRunner
+from crash.ledger import Ledger, Place
+from crash.operations import Operation
 from crash.processes import HEADRACE, Child, StoreProcess, Supervisor, free_port
 
 from headrace.catalog.definitions import Catalog
 from headrace.cli import group
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
+from headrace.stores.gaps import Loss, losses
 from headrace.stores.keys import stream_key
 from headrace.stores.markers import places
 from headrace.stores.offline import OfflineStore
 from headrace.stores.stream import pack_offset
 from materialize.lease import holder as lease_holder
 
-Place = tuple[str, int]
 ACCEPT_AFTER_S = 3.0
 LEASE_S = 1.5
 
@@ -57,11 +60,25 @@ def present_offset() -> int:
 class Machine:
     """The processes of one round, below one folder."""
 
-    def __init__(self, folder: Path, catalog: Catalog, workers: int, appendfsync: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        catalog: Catalog,
+        workers: int,
+        appendfsync: str,
+        ledger: Ledger,
+        options: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
+        self.ledger = ledger
+        self.options = dict(options)
+        self.operations: list[Operation] = []
+        self.hurrying = threading.Event()
         self.catalog = catalog
         self.appendfsync = appendfsync
         self.losses = Losses()
+        self.recorded: list[tuple[Place, Loss]] = []
+        self.told: list[str] = []
         self.places: list[Place] = [(source.name, partition) for source, partition in places(catalog)]
         self.store = StoreProcess(folder / "store", free_port(), appendfsync)
         self.settings = Settings(
@@ -76,13 +93,36 @@ class Machine:
         self._stores = [self.store]
 
     def _headrace(self, name: str, *arguments: str) -> Child:
-        env = {
+        return Child(name, [*HEADRACE, *arguments, "--supervised"], self.folder / f"{name}.log", self.env)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What its processes are told."""
+        return {
             "HEADRACE_REPO": str(self.settings.repo),
             "HEADRACE_DATA_DIR": str(self.settings.data_dir),
             "HEADRACE_REDIS_URL": str(self.settings.redis_url),
             "HEADRACE_LEASE": str(LEASE_S),
+            **self.options,
         }
-        return Child(name, [*HEADRACE, *arguments, "--supervised"], self.folder / f"{name}.log", env)
+
+    def operate(self, operation: Operation) -> None:
+        """Starts a command, beside which other things go on."""
+        self.operations.append(operation)
+        operation.start()
+
+    def finish_operations(self, timeout_s: float = 400) -> None:
+        """Waits until every command has succeeded, accepting what was lost where one waits for that."""
+        deadline, look = time.monotonic() + timeout_s, time.monotonic() + 2 * ACCEPT_AFTER_S
+        while any(operation.is_alive() for operation in self.operations) and time.monotonic() < deadline:
+            if self.losses.spans and time.monotonic() > look:
+                self._accept_more()
+                look = time.monotonic() + ACCEPT_AFTER_S
+            time.sleep(0.05)
+        for operation in self.operations:
+            assert not operation.is_alive(), f"{operation}: not done after {timeout_s} s"
+            if operation.failure is not None:
+                raise operation.failure
 
     @property
     def children(self) -> list[Child]:
@@ -102,7 +142,7 @@ class Machine:
             for store in self._stores:
                 store.kill()
 
-    def wait_until_ready(self, timeout_s: float = 90) -> None:
+    def wait_until_ready(self, timeout_s: float = 150) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
@@ -111,15 +151,13 @@ class Machine:
             time.sleep(0.05)
         raise AssertionError(f"not ready after {timeout_s} s\n{self.tails()}")
 
-    def wait_until_caught_up(self, timeout_s: float = 40) -> dict[str, Any]:
+    def wait_until_caught_up(self, timeout_s: float = 120) -> dict[str, Any]:
         """Waits until every source's stream is applied and archived to its head, accepting what was lost."""
         deadline, look = time.monotonic() + timeout_s, time.monotonic() + ACCEPT_AFTER_S
         streams: dict[str, Any] = {}
         while time.monotonic() < deadline:
             if self.losses.spans and time.monotonic() > look:
-                self.losses.epoch += 1
-                self.accept_losses()
-                self.losses.epoch += 1
+                self._accept_more()
                 look = time.monotonic() + ACCEPT_AFTER_S
             with contextlib.suppress(httpx.HTTPError):
                 reply = httpx.get(f"{self.url}/streams", timeout=5)
@@ -128,6 +166,11 @@ class Machine:
                     return streams
             time.sleep(0.05)
         raise AssertionError(f"not caught up after {timeout_s} s: {streams}\n{self.tails()}")
+
+    def _accept_more(self) -> None:
+        self.losses.epoch += 1
+        self.accept_losses()
+        self.losses.epoch += 1
 
     def tails(self) -> str:
         return "\n".join(child.tail() for child in self.children)
@@ -138,7 +181,16 @@ class Machine:
         options = [str(part) for option in [*where, ("--redis-url", self.settings.redis_url)] for part in option]
         with _printing:
             told = CliRunner().invoke(group, ["recover", "--yes", "--accept-loss", *options])
+        self._note_recorded(told.output)
         return (told.output.strip().splitlines() or [str(told.exception)])[-1]
+
+    def _note_recorded(self, output: str) -> None:
+        """Keeps what is recorded as lost: the store that has it may be lost in turn."""
+        with contextlib.suppress(redis.RedisError), self.store.client() as client:
+            for place in self.places:
+                fresh = [(place, loss) for loss in losses(client, self.catalog.project, *place)]
+                self.recorded += [item for item in fresh if item not in self.recorded]
+        self.told += [line for line in output.splitlines() if line.startswith("Accepted and recorded")]
 
     def heal(self) -> None:
         """Ends every fault: nothing frozen, nothing limited."""
@@ -146,6 +198,7 @@ class Machine:
         for child in self.children:
             child.resume()
             child.limit_files(-1)
+            child.held = False
 
     def active_worker(self) -> Child:
         """The worker that has the lease; any if none has, or the store does not answer."""

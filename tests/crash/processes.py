@@ -38,13 +38,14 @@ def free_port() -> int:
 
 
 class Child:
-    """A process that is meant to run: `ensure` starts it when it does not. Its output goes to `log` by a pipe, which
-    no limit on the size of files reaches."""
+    """A process that is meant to run: `ensure` starts it when it does not, unless it is `held`. Its output goes to
+    `log` by a pipe, which no limit on the size of files reaches."""
 
     def __init__(self, name: str, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
         self.name = name
         self.log = log
         self.starts = 0
+        self.held = False
         self.ends: list[int] = []
         self._command = command
         self._env = {**os.environ, **(env or {})}
@@ -53,7 +54,7 @@ class Child:
 
     def ensure(self) -> None:
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
+            if self.held or (self._process is not None and self._process.poll() is None):
                 return
             if self._process is not None:
                 self._forget(self._process)

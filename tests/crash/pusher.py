@@ -1,4 +1,4 @@
-"""Producers that push until they are acknowledged, and what they sent and were told."""
+"""Producers that push until they are acknowledged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import orjson
-from crash.machine import Place
+from crash.ledger import Ledger, Place
 from crash.world import CALLS, LAST_CALL, ORDERS, SOURCES, VISITS, WRITES, direct_rows, present_us, rows_of
 
 from headrace.catalog.definitions import Source
@@ -19,20 +19,9 @@ from headrace.catalog.definitions import Source
 POISON = "poison"
 TARGETS = (ORDERS, ORDERS, VISITS, CALLS, None)
 SIZES = (1, 5, 20, 60)
+MOST = 60
+ACKNOWLEDGED_WITHIN_S = 100
 PAUSE_S = (0.0, 0.0, 0.02, 0.05, 0.1)
-
-
-class Ledger:
-    """Every row that was sent by (source, id), and where it was acknowledged, each time. Rows of the internal source
-    of direct writes have their `word` for an id, poisonous lines (of which no event can be made) their text."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.sent: dict[tuple[str, Any], list[dict[str, Any]]] = {}
-        self.acknowledged: dict[tuple[str, Any], list[tuple[Place, int]]] = {}
-        self.poison: set[str] = set()
-        self.refusals: list[str] = []
-        self.retries = 0
 
 
 def partition_of(event_id: Any, partitions: int) -> int:
@@ -42,16 +31,21 @@ def partition_of(event_id: Any, partitions: int) -> int:
 
 
 class Pusher(threading.Thread):
-    """One producer: batches of random rows to random sources, each sent again until it is acknowledged."""
+    """One producer: batches of random rows to random sources (and `writes` into the plain view), each sent again until
+    it is acknowledged; large ones without a pause while it is `hurrying`."""
 
-    def __init__(self, number: int, seed: int, url: str, ledger: Ledger) -> None:
+    def __init__(
+        self, number: int, seed: int, url: str, ledger: Ledger, hurrying: threading.Event, writes: bool
+    ) -> None:
         super().__init__(daemon=True)
+        self._targets = TARGETS if writes else TARGETS[:-1]
         self._rng = random.Random(f"pusher {number} {seed}")
         self._number = number
         self._http = httpx.Client(base_url=url, timeout=3)
         self._ledger = ledger
         self._serial = 0
         self.stopping = threading.Event()
+        self.hurrying = hurrying
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -59,10 +53,10 @@ class Pusher(threading.Thread):
             while not self.stopping.is_set():
                 burst = self._rng.random() < 0.1
                 for _ in range(10 if burst else 1):
-                    self.push_some(
-                        self._rng.choice([ORDERS, ORDERS, VISITS, CALLS, None]), self._rng.choice([1, 5, 20, 60])
-                    )
-                time.sleep(self._rng.choice(PAUSE_S))
+                    target, size = self._rng.choice(self._targets), self._rng.choice(SIZES)
+                    self.push_some(target, MOST if self.hurrying.is_set() else size)
+                if not self.hurrying.is_set():
+                    time.sleep(self._rng.choice(PAUSE_S))
         except BaseException as error:
             self.failure = error
         finally:
@@ -114,26 +108,37 @@ class Pusher(threading.Thread):
             self._ledger.poison.update(event_id for event_id, row in rows.items() if row is None)
             for event_id, row in rows.items():
                 self._ledger.sent.setdefault((name, event_id), []).append(row)
-        ends = {int(part): int(end.partition("-")[0]) for part, end in self._post(request)["position"].items()}
+        parts = [(name, partition_of(event_id, partitions)) for event_id in rows]
+        ends = {int(part): int(end.partition("-")[0]) for part, end in self._post(request, parts)["position"].items()}
         with self._ledger.lock:
             for event_id in rows:
                 partition = partition_of(event_id, partitions)
                 place = ((name, partition), ends[partition])
                 self._ledger.acknowledged.setdefault((name, event_id), []).append(place)
 
-    def _post(self, request: dict[str, Any]) -> Any:
-        """The answer of the server, asked again until it is 200."""
-        deadline = time.monotonic() + 60
+    def _post(self, request: dict[str, Any], parts: list[Place]) -> Any:
+        """The answer of the server, asked again until it is 200; `parts` has the place of every row."""
+        deadline, last = time.monotonic() + ACKNOWLEDGED_WITHIN_S, ""
         for _ in self._until(deadline):
             try:
                 reply = self._http.post(**request)
-            except httpx.HTTPError:
+            except httpx.HTTPError as error:
+                last = repr(error)
+                self._note_unanswered(parts)
                 continue
+            last = f"{reply.status_code} {reply.text[:300]}"
             if reply.status_code == 200:
                 return reply.json()
+            self._ledger.full += "budget" in reply.text
+            self._note_unanswered(parts)  # it may have been split, and accepted in part
             if reply.status_code != 503:
                 self._ledger.refusals.append(f"{request['url']} {reply.status_code} {reply.text[:300]}")
-        raise AssertionError("a push was not acknowledged within 60 s")
+        raise AssertionError(f"a push was not acknowledged within {ACKNOWLEDGED_WITHIN_S} s, at last: {last}")
+
+    def _note_unanswered(self, parts: list[Place]) -> None:
+        with self._ledger.lock:
+            for place in parts:
+                self._ledger.unanswered[place] = self._ledger.unanswered.get(place, 0) + 1
 
     def _until(self, deadline: float) -> Iterator[None]:
         while time.monotonic() < deadline:

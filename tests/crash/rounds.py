@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crash.chaos import FAULTS, ROUNDS, schedule
+from crash.ledger import Ledger
 from crash.machine import Machine
 from crash.oracle import check_archive, check_values
-from crash.pusher import Ledger, Pusher
+from crash.pusher import ACKNOWLEDGED_WITHIN_S, Pusher
 from crash.watcher import Watcher
-from crash.world import catalog
+from crash.world import HORIZON_US, catalog
 
 PUSHERS = 2
+SMALL_BUDGET = {"HEADRACE_STREAM_BUDGET": "200000", "HEADRACE_STREAM_KEEP": "0"}
+SHORT_HORIZON_US = 2_000_000
 
 
 @dataclass
@@ -26,11 +29,14 @@ class Round:
     appendfsync: str
     clock: str
     workers: int
+    horizon_us: int
+    options: dict[str, str]
     done: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         setting = f"seed {self.seed}: appendfsync {self.appendfsync}, clock {self.clock}, {self.workers} workers"
+        setting += "".join(f", {name.removeprefix('HEADRACE_').lower()} {v}" for name, v in self.options.items())
         return "\n  ".join([setting, *(note for _, note in self.done), *self.notes])
 
 
@@ -39,13 +45,18 @@ def draw(seed: int) -> Round:
     kinds = schedule(seed)
     workers = max(rng.choice([1, 2]), *(FAULTS[kind].workers for kind in kinds))
     appendfsync = "everysec" if seed % ROUNDS == ROUNDS - 1 else "always"
-    return Round(seed, kinds, appendfsync, rng.choice(["wall", "event"]), workers)
+    clock = rng.choice(["wall", "event"])
+    options = rng.choice([{}, {"HEADRACE_COMPACT_FILES": "4", "HEADRACE_VACUUM_AFTER_H": "0"}])
+    if any(FAULTS[kind].needs_small_budget for kind in kinds):  # what is kept is told by the wall
+        return Round(seed, kinds, appendfsync, "wall", workers, SHORT_HORIZON_US, {**options, **SMALL_BUDGET})
+    return Round(seed, kinds, appendfsync, clock, workers, HORIZON_US, options)
 
 
 def run(seed: int, folder: Path) -> Round:
     """Raises AssertionError for whatever does not hold, with the seed, what was done and the ends of the logs."""
     this = draw(seed)
-    machine = Machine(folder, catalog(this.clock), this.workers, this.appendfsync)
+    definitions = catalog(this.clock, this.horizon_us)
+    machine = Machine(folder, definitions, this.workers, this.appendfsync, Ledger(), this.options)
     try:
         _run(this, machine)
     except Exception as error:
@@ -55,20 +66,23 @@ def run(seed: int, folder: Path) -> Round:
 
 def _run(this: Round, machine: Machine) -> None:
     rng = random.Random(f"chaos {this.seed}")
-    ledger = Ledger()
+    ledger, writes = machine.ledger, this.horizon_us == HORIZON_US  # direct writes stay ten minutes in their stream
     with machine.running():
-        pushers = [Pusher(n, this.seed, machine.url, ledger) for n in range(PUSHERS)]
+        pushers = [Pusher(n, this.seed, machine.url, ledger, machine.hurrying, writes) for n in range(PUSHERS)]
         watcher = Watcher(machine.url, machine.losses)
         for thread in (*pushers, watcher):
             thread.start()
         try:
             _hurt(this, machine, rng)
+            machine.heal()
+            machine.finish_operations()
         finally:
             machine.heal()
+            this.notes += map(str, machine.operations)
             for pusher in pushers:
                 pusher.stopping.set()
             for pusher in pushers:
-                pusher.join(70)
+                pusher.join(ACKNOWLEDGED_WITHIN_S + 10)
         _finish(this, machine, pushers, ledger)
         watcher.stopping.set()
         watcher.join(10)
@@ -94,7 +108,7 @@ def _finish(this: Round, machine: Machine, pushers: list[Pusher], ledger: Ledger
         pusher.close()
     streams = machine.wait_until_caught_up()
     lags = {name: row["lag"] for name, row in streams.items() if row["lag"]}
-    this.notes.append(f"caught up; lag {lags or 'none'}; {ledger.retries} retries")
+    this.notes.append(f"caught up; lag {lags or 'none'}; {ledger.retries} retries, {ledger.full} full")
     assert not ledger.refusals, f"pushes were refused: {ledger.refusals[:5]}"
 
 
@@ -105,5 +119,7 @@ def _conclude(this: Round, machine: Machine, watcher: Watcher, ledger: Ledger, r
     this.notes.append(
         f"{len(ledger.sent)} events sent, {counted} counted, {lost} lost as allowed; starts {starts}; {watcher.replies}"
     )
+    if machine.told:
+        this.notes.append("; ".join(machine.told))
     check_values(machine, history, rng)
     assert not watcher.problems, "\n".join(watcher.problems[:5])

@@ -29,7 +29,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rounds]:
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_online_and_archive_equal_what_was_acknowledged(rounds: Rounds, seed: int) -> None:
     print(rounds[seed].result())

@@ -8,13 +8,14 @@ from typing import Any
 
 import httpx
 from crash.machine import Losses
-from crash.world import ORDERS_BY_WHO, TOTAL, WHO
+from crash.world import FORGETTABLE, ORDERS_BY_WHO, TOTAL, WHO
 
 FEATURE = f"{ORDERS_BY_WHO.name}:{TOTAL}"
 
 
 class Watcher(threading.Thread):
-    """Asks for the lifetime count of every key, which can only rise, but where a fault may have cost events."""
+    """Asks for the lifetime count of every key, which can only rise, but where a fault may have cost events, or a key
+    was forgotten."""
 
     def __init__(self, url: str, losses: Losses) -> None:
         super().__init__(daemon=True)
@@ -44,6 +45,7 @@ class Watcher(threading.Thread):
         counts = dict(zip(WHO, reply["results"][1]["values"], strict=True))
         if epoch == self._epoch:
             fallen = {who: (self._least[who], n) for who, n in counts.items() if n < self._least[who]}
+            fallen = {who: change for who, change in fallen.items() if who not in FORGETTABLE}
             if fallen:
                 self.problems.append(f"counts fell at {time.strftime('%X')} (from, to): {fallen}")
         self._epoch, self._least = epoch, counts

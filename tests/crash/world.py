@@ -17,6 +17,8 @@ from headrace.dtypes import DType
 PROJECT = "crash"
 SERVICE = "all_of_it"
 WHO = [f"w{i}" for i in range(20)] + ["ü{x}", "b:c,%", ""]
+FORGETTABLE = WHO[15:20]
+"""Keys that may be forgotten; what a watcher sees of the others can only grow."""
 SITES = [-1, 0, 7, 9, 10, 11, 2**40]
 
 HORIZON_US = 3_600 * SECOND_US  # under the event clock the first event of a partition may be many minutes late
@@ -68,12 +70,13 @@ WRITES = f"writes/{LAST_CALL.name}"
 KEYS = [(who, site) for who in [*WHO, "unseen", None] for site in (*SITES, None)]
 
 
-def catalog(clock: str) -> Catalog:
+def catalog(clock: str, horizon_us: int = HORIZON_US) -> Catalog:
     """Three sources of 3, 2 and 1 partitions; windowed views of one and of two keys, a plain view."""
+    sources = tuple(replace(source, dedup_horizon_us=horizon_us) for source in SOURCES)
     references = tuple(ViewReference(v.name, v.name, tuple(c.name for c in v.features)) for v in VIEWS)
     entities = (Entity("who", "who", DType.STRING), Entity("site", "site", DType.INT64))
     services = (Service(SERVICE, references),)
-    return Catalog(PROJECT, 1, clock, entities, SOURCES, VIEWS, (), services)  # type: ignore[arg-type]
+    return Catalog(PROJECT, 1, clock, entities, sources, VIEWS, (), services)  # type: ignore[arg-type]
 
 
 def key_of(view: FeatureView, key: tuple[Any, Any]) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from headrace.settings import Settings
 @pytest.mark.parametrize("seed", [1, 2])
 def test_online_and_offline_equal_the_loop(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    settings = Settings(repo=tmp_path, data_dir=tmp_path / "data", port=0)
+    settings = Settings(repo=tmp_path, data_dir=tmp_path / "data", port=0, fast_lane=seed == 1)
     history: list[NaiveEvent] = []
     with running(settings, catalog(project=f"http{seed}")) as live:
         start_us = 1_000_000 * SECOND_US

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow as pa
 import pytest
 from kafka_broker import Broker
+from kafka_topic import PARTITIONS, Topic, definitions_of
 from live_checks import check_dataset, check_online, random_label
 from naive import NaiveEvent, without_repeats
-from scenario import BY_WHO, PARTS, SECOND_US, catalog, micros, naive_event, random_rows
+from scenario import BY_WHO, SECOND_US, random_rows
 from shop import running
 from strategies import aggregation
 
-from headrace.catalog.definitions import Catalog, Column, DType, Entity, KafkaTopic, Source
+from headrace.catalog.definitions import Catalog, Column, DType, Entity
 from headrace.read.values import step_values
 from headrace.settings import Settings
 from headrace.stores import kafka_log
@@ -37,7 +36,6 @@ from materialize import log
 from materialize.archiver import Archiver
 from materialize.worker import Worker
 
-PARTITIONS = 3
 LIFETIME_COUNT = aggregation("count", "*", None)
 
 
@@ -45,64 +43,6 @@ LIFETIME_COUNT = aggregation("count", "*", None)
 def broker() -> Iterator[Broker]:
     with Broker() as started:
         yield started
-
-
-def arrow_bytes(rows: list[dict[str, Any]]) -> bytes:
-    table = pa.Table.from_pylist(rows)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    written: bytes = sink.getvalue().to_pybytes()
-    return written
-
-
-class Topic:
-    """Sends rows and remembers them as the oracle's events: one arrives at the running maximum of its partition."""
-
-    def __init__(self, broker: Broker, name: str, payload: Any) -> None:
-        self._broker, self._name, self._payload = broker, name, payload
-        self._offsets, self._arrivals = [0] * PARTITIONS, [0] * PARTITIONS
-        self.history: list[NaiveEvent] = []
-        self.source: Source = replace(
-            PARTS, partitions=PARTITIONS, kafka=KafkaTopic(broker.servers, name, payload), max_future_us=2**60
-        )
-        broker.create(name, PARTITIONS)
-
-    def send(self, rng: random.Random, rows: list[dict[str, Any]]) -> None:
-        """One row or a few a message, to any partition, poison in between."""
-        messages: list[tuple[int, bytes | None]] = []
-        while rows:
-            n = rng.choice([1, 1, 1, 4])
-            some, rows = rows[:n], rows[n:]
-            partition = rng.randrange(PARTITIONS)
-            if rng.random() < 0.1:
-                messages.append((partition, rng.choice([None, b"", b"no event"])))
-                self._offsets[partition] += 1
-            is_arrow = self._payload == "arrow"
-            messages.append((partition, arrow_bytes(some) if is_arrow else b"\n".join(map(orjson.dumps, some))))
-            self._offsets[partition] += 1
-            for i, row in enumerate(some):
-                self._arrivals[partition] = max(self._arrivals[partition], micros(row["ts"]))
-                position = (partition, self._offsets[partition], i)
-                self.history.append(naive_event(row, position, self._arrivals[partition]))
-        self._broker.send(self._name, messages)
-
-    def send_at(self, partition: int, row: dict[str, Any], stamp_us: int) -> int:
-        """Sends one row with a stamp; returns its offset."""
-        self._broker.send(self._name, [(partition, orjson.dumps(row))], stamp_us)
-        self._offsets[partition] += 1
-        return self._offsets[partition]
-
-    def ends(self) -> dict[tuple[str, int], int]:
-        """The last offset of each partition."""
-        return {(self.source.name, partition): offset for partition, offset in enumerate(self._offsets)}
-
-    def kept(self) -> list[NaiveEvent]:
-        return without_repeats(self.history, PARTS.dedup_horizon_us)
-
-
-def definitions_of(topic: Topic, project: str) -> Catalog:
-    return replace(catalog(project=project), sources=(topic.source,))
 
 
 @pytest.mark.parametrize("payload", ["json", "arrow"])

@@ -60,7 +60,8 @@ from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
 from headrace.stores.orders import give_order, waiting_orders
 from headrace.stores.stream import EventStream
-from headrace.stores.tombstones import load_tombstones
+from headrace.stores.tombstones import Tombstone, Tombstones, add_tombstones, load_tombstones, project_salt
+from materialize import forgotten_again
 from materialize.archiver import Archiver, run_archiver
 from materialize.batch import materialize_view
 from materialize.rebuild import rebuild_views
@@ -405,6 +406,82 @@ def test_a_worker_that_slept_through_it_takes_out_what_it_brought_back(world: Wo
     world.work()
     world.archive()
     world.assert_online_equals_archive_equals_oracle(lambda event: event.event_id == "1")
+
+
+def site_row(number: int, at_s: int) -> dict[str, Any]:
+    return {"id": str(number), "site": 7, "short": number, "ts": moment(START_US + at_s * SECOND_US)}
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_forgotten_row_beats_none_that_came_after_it(world: World, comes_back: bool) -> None:
+    world.push([site_row(1, at_s=50)])
+    world.work()
+    held = world.online(NEWEST, (7,))
+    world.forget("site", "7")
+    (key,) = [entity_key(entity_prefix("test", NEWEST.entities), [7])]
+    if comes_back:  # by a writer that slept, while this one knows of the forgetting
+        world.push([{**site_row(0, at_s=0), "site": 0}])
+        world.work()
+        world.store.hset(key, layout_field(NEWEST), held)  # type: ignore[arg-type]
+        world.worker._online.forget_known()
+    world.push([site_row(2, at_s=20)])
+    world.work()
+    world.archive()
+    t_us = START_US + 51 * SECOND_US
+    assert world.shown(NEWEST, (7,), t_us)["short"] == 2
+    assert world.trained(NEWEST, (7,), t_us)["short"] == 2
+
+
+def test_what_a_writer_brought_back_that_died_then_is_gone_when_a_worker_begins(world: World) -> None:
+    world.push([{"id": "1", "who": "a", "site": 7, "ts": moment(START_US)}])
+    world.push([{"id": "2", "who": "b:c", "site": 7, "ts": moment(START_US)}])
+    world.work()
+    values = {(view, key): world.online(view, key) for view, key in [(BY_WHO, ("a",)), (BY_BOTH, ("a", 7))]}
+    world.forget("who", "a")
+    world.push([{"id": "3", "who": "a", "site": 0, "ts": moment(START_US)}])
+    world.work()
+    for (view, key), value in values.items():
+        names = [text for _, text in sorted(zip(view.entities, key, strict=True))]
+        where = entity_key(entity_prefix("test", view.entities), names)
+        assert value is not None and world.store.hset(where, layout_field(view), value) in (0, 1)  # type: ignore[arg-type]
+    world.restart()
+    world.archive()
+    assert world.online(BY_BOTH, ("a", 7)) is None and world.online(BY_WHO, ("b:c",)) is not None
+    world.push([{"id": "4", "who": "a", "site": 7, "ts": moment(START_US)}])
+    world.work()
+    world.archive()
+    assert world.shown(BY_BOTH, ("a", 7), START_US + 1) == world.trained(BY_BOTH, ("a", 7), START_US + 1)
+
+
+def test_who_looks_again_brings_back_nothing_that_is_forgotten_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def push(number: int) -> None:
+        world.push([{"id": str(number), "who": "a", "site": 7, "ts": moment(START_US + number)}])
+        world.work()
+
+    def chunks(*given: Any) -> Iterator[list[bytes]]:
+        if len(world.history) == 1:
+            push(2)
+            world.forget("who", "a")
+            push(3)
+        yield from then(*given)
+
+    push(1)
+    world.forget("who", "a")
+    then = forgotten_again._chunks
+    monkeypatch.setattr(forgotten_again, "_chunks", chunks)
+    forgotten_again.take_out_again(world.stream, world.offline, world.catalog)
+    world.archive()
+    world.assert_online_equals_archive_equals_oracle(lambda event: event.event_id in ("1", "2"))
+
+
+def test_tombstones_put_at_once_are_merged(world: World) -> None:
+    salt = project_salt(world.store, world.offline.root, "test")
+    early, late = (Tombstone("d", ("who",), at, {"parts|0": (at, None)}) for at in (5, 9))
+    for item in (late, early):  # both know of nobody's
+        add_tombstones(world.store, "test", Tombstones(salt), [item])
+    assert load_tombstones(world.store, world.offline.root, "test").items["d"].offset("parts", 0) == 9
 
 
 def test_an_order_waits_until_what_was_there_is_applied(world: World) -> None:

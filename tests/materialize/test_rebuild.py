@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from naive import NaiveEvent, window_value
 from scenario import micros, moment, ndjson
 from shop import Live, running
@@ -33,6 +35,8 @@ from headrace.catalog.definitions import (
     ViewReference,
 )
 from headrace.catalog.layouts import continued, settled
+from headrace.cli import group
+from headrace.cli.checks import run_checks
 from headrace.dtypes import DType
 from headrace.errors import StaleCatalogError, StoreLostError, UnavailableError
 from headrace.read.lookup import LookupResult, lookup, parse_request, plan_service
@@ -313,6 +317,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(materialize.rebuild, "SETTLE_S", 0.0)
 
 
+def beside(settings: Settings) -> list[tuple[str, str, str]]:
+    """The layouts beside those that serve, as `headrace list` has them, with what `doctor` says of each at its end."""
+    where = ["--repo", str(settings.repo), "--data-dir", str(settings.data_dir)]
+    listed = CliRunner().invoke(group, ["list", *where]).output.splitlines()
+    states = [line[:24].rstrip() for line in listed if line[24:].startswith("spend") and " layout" in line[:24]]
+    said = [finding for finding in run_checks(settings) if finding.part == "layout of spend"]
+    texts = [re.sub(r"^.*(go on with|then swept)", r"\1", it.text).split(" (")[0] for it in said]
+    return list(zip(states, [finding.level for finding in said], texts, strict=True))
+
+
 @pytest.mark.parametrize("where", ["build", "switch"])
 def test_a_rebuild_that_was_killed_goes_on_when_it_is_run_again(alone: Settings, hasty: None, where: str) -> None:
     world = World()
@@ -325,11 +339,13 @@ def test_a_rebuild_that_was_killed_goes_on_when_it_is_run_again(alone: Settings,
         interim = load_catalog(store, "shop")
         arriving = layout_field(interim.arriving[0].view)
         assert (arriving in LayoutMarkers(store, "shop").held().ready) == (where == "switch")
+        wait_until(lambda: beside(alone) == [("arriving layout", "warn", "go on with headrace rebuild spend")])
         assert worker.follow(interim)
         world.push(stream, 50)
         worker.step()
         done = rebuild_views(alone, ["spend"])
         assert layout_field(done.catalog.view("spend")) == arriving and done.catalog.arriving == ()
+        assert beside(alone) == [("retiring layout", "ok", "then swept by a worker")]
         assert worker.follow(done.catalog)
         world.push(stream, 50)
         worker.step()

@@ -3,6 +3,7 @@ back from an older file or with nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,13 +16,17 @@ from crash.processes import StoreProcess, free_port
 from naive import NaiveEvent
 from scenario import PARTS, SECOND_US, catalog, naive_event, ndjson, random_rows
 from stored import assert_store_equals_oracle
-from world import World
+from world import SHORT, World
 
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
 from headrace.stores.embedded import detach
+from headrace.stores.keys import markers_key, stream_key
+from headrace.stores.layout_markers import LayoutMarkers
 from headrace.stores.offline import OfflineStore
-from headrace.stores.stream import EventStream
+from headrace.stores.stream import EventStream, unpack_offset
+from materialize import archiver as archiver_module
+from materialize.recover import accept_losses, diagnose
 from materialize.worker import Worker
 
 START_US = 1_000_000 * SECOND_US
@@ -124,4 +129,186 @@ def test_the_archive_takes_nothing_that_a_worker_may_have_gone_on_without(world:
     world.archive()
     world.archive()
     world.lose([lost])
+    world.assert_right()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("loss", ["everything", "the last entry"])
+def test_what_is_committed_after_the_stream_has_lost_it_is_in_the_views_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, loss: str, dies: bool
+) -> None:
+    world.push()
+    world.archive()
+    world.apply()
+    late = world.push()
+    world.archiver._read(0)
+    then = world.archiver.offline.append_events
+
+    def sleep_before_the_commit(*args: Any, **kwargs: Any) -> int:
+        if loss == "everything":
+            world.store.flushdb()
+            save_catalog(world.store, world.settings, world.catalog)
+        else:  # as a replica that lagged has it
+            world.store.xdel(stream_key("replaced", SHORT.name, 0), unpack_offset(late))
+        world.new_worker()
+        world.push()
+        world.apply()
+        added = then(*args, **kwargs)
+        if dies:
+            raise KeyboardInterrupt
+        return added
+
+    monkeypatch.setattr(world.archiver.offline, "append_events", sleep_before_the_commit)
+    with pytest.raises(KeyboardInterrupt) if dies else contextlib.nullcontext():
+        world.archiver.flush()
+    monkeypatch.undo()
+    if dies:
+        world.new_archiver()
+    served = world.mark("source")
+    world.archiver.step()
+    assert not world.worker.follow(world.catalog)
+    world.new_worker()
+    held = world.mark("source")
+    assert held is not None and served is not None and held.offset >= served.offset, "what was shown was taken back"
+    world.apply()
+    world.archive()
+    world.assert_right()
+    assert not world.archiver._in_doubt.held
+
+
+def test_a_commit_that_the_stream_still_has_costs_no_view_its_values(world: World) -> None:
+    world.push()
+    world.archive()
+    world.apply()
+    builds = LayoutMarkers(world.store, "replaced").held().builds
+    world.store.flushdb()  # after the commit: whoever starts finds it in the archive
+    save_catalog(world.store, world.settings, world.catalog)
+    world.new_worker()
+    built = LayoutMarkers(world.store, "replaced").held().builds
+    assert built != builds
+    world.new_archiver().step()
+    world.push()
+    world.apply()
+    world.archive()
+    assert LayoutMarkers(world.store, "replaced").held().builds == built
+    world.assert_right()
+
+
+def test_a_partition_that_could_not_be_taken_up_again_for_the_store_failed_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push()
+    world.archive()
+
+    def fail(past: object) -> None:
+        raise redis.ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archiver_module, "open_lane", fail)
+        with pytest.raises(redis.ConnectionError):
+            world.archiver._reopen(world.archiver._lanes[SHORT.name, 0])
+    world.push()
+    world.archiver._look()
+    world.archive()
+    world.apply()
+    world.assert_right()
+
+
+@pytest.mark.parametrize("loss", ["everything", "the last entry"])
+def test_counts_of_a_stream_that_is_no_more_never_become_those_of_the_next(world: World, loss: str) -> None:
+    world.push()
+    world.archive()
+    last = world.push()
+    world.archiver._read(0)
+    world.archiver.flush()  # and publishes it later
+    if loss == "everything":
+        world.new_archiver()
+        world.store.flushdb()
+        save_catalog(world.store, world.settings, world.catalog)
+    else:
+        world.store.xdel(stream_key("replaced", SHORT.name, 0), unpack_offset(last))
+    world.archiver._publish()
+    world.new_worker()
+    world.push()
+    world.new_worker()
+    world.apply()
+    world.archive()
+    fields: Any = world.store.hkeys(markers_key("replaced"))
+    assert not [field for field in fields if field.startswith(b"gap|")]
+    world.assert_right()
+
+
+@pytest.mark.parametrize("in_the_commit", [False, True])
+def test_what_was_given_up_while_the_archiver_held_it_is_archived_and_online_or_neither(
+    world: World, monkeypatch: pytest.MonkeyPatch, in_the_commit: bool
+) -> None:
+    world.push()
+    world.archive()
+    world.apply()
+    lost = world.push(5)
+    world.push()
+    world.apply()
+    world.archiver._read(0)  # it has both
+    then = world.archiver.offline.append_events
+
+    def give_up(*args: Any, **kwargs: Any) -> int:
+        world.stream.trim(SHORT.name, 0, lost)
+        accept_losses(world.store, world.catalog, diagnose(world.store, world.offline, world.catalog))
+        world.new_worker()
+        return then(*args, **kwargs) if args else 0
+
+    if in_the_commit:
+        monkeypatch.setattr(world.archiver.offline, "append_events", give_up)
+        world.archiver.flush()
+        monkeypatch.undo()
+    else:
+        give_up()
+        world.archiver.flush()
+        world.lose([lost])
+    world.new_worker()
+    world.push()
+    world.apply()
+    world.archive()
+    world.assert_right()
+
+
+def test_what_came_into_the_archive_while_somebody_gave_it_up_is_online_too(world: World) -> None:
+    world.push()
+    world.archive()
+    world.apply()
+    lost = world.push(5)
+    world.push()
+    world.archiver._read(0)
+    world.stream.trim(SHORT.name, 0, lost)
+    found = diagnose(world.store, world.offline, world.catalog)
+    world.archiver.flush()
+    accept_losses(world.store, world.catalog, found)
+    assert not LayoutMarkers(world.store, "replaced").held().ready  # a worker may have begun behind it already
+    world.new_worker()
+    world.push()
+    world.apply()
+    world.archive()
+    world.assert_right()
+
+
+def test_a_gap_is_told_though_the_archiver_died_before_it_raised_its_marker(world: World) -> None:
+    world.push()
+    world.archive()
+    world.push()
+    world.archiver._read(0)
+    world.archiver.flush()  # and dies
+    lost = world.push(7)
+    world.apply()
+    world.push()
+    world.stream.trim(SHORT.name, 0, lost)
+    world.new_archiver()
+    assert "the 7 events after" in "".join(world.archiver._stops.held.values())
+    found = diagnose(world.store, world.offline, world.catalog)
+    assert found.broken[0].lost == 7
+    accept_losses(world.store, world.catalog, found)
+    world.lose([lost])
+    world.new_worker()
+    world.archiver._look()
+    world.apply()
+    world.archive()
     world.assert_right()

@@ -12,6 +12,18 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from archived import (
+    GOOD,
+    HITS,
+    LATEST,
+    MOMENT,
+    WORLD,
+    Archive,
+    file_rows,
+    hit,
+    labels,
+    times,
+)
 from click.testing import CliRunner
 from naive import NaiveEvent, without_repeats
 from scenario import (
@@ -25,7 +37,6 @@ from scenario import (
     catalog,
     moment,
     naive_event,
-    ndjson,
     plain_value,
     random_rows,
     with_key,
@@ -34,20 +45,11 @@ from seeds import oracle_seeds
 
 import headrace
 from headrace.catalog.definitions import (
-    BatchSource,
     Catalog,
-    Column,
-    DType,
-    Entity,
-    FeatureView,
-    OnDemandView,
-    Service,
-    Source,
-    ViewReference,
     write_source,
 )
-from headrace.cli.dataset import dataset_command, materialize_command
-from headrace.compute.events import Deduplicator, parse_entries
+from headrace.cli.dataset import dataset_command
+from headrace.cli.materialize import materialize_command
 from headrace.errors import DataError, RequestError, UnknownNameError
 from headrace.read.dataset import build_dataset, read_positions
 from headrace.read.history import History
@@ -55,40 +57,6 @@ from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
 from headrace.stores.connection import open_store
 from headrace.stores.embedded import detach
-from headrace.stores.offline import OfflineStore, event_rows
-from headrace.stores.stream import Entry
-
-MOMENT = pa.timestamp("us", "UTC")
-
-
-class Archive:
-    """Entries straight into an offline store, as the archiver would append them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = OfflineStore(folder)
-        self._state: dict[tuple[str, int], tuple[int, int | None, Deduplicator]] = {}
-
-    def add(self, source: Source, rows: list[dict[str, Any]], partition: int = 0) -> int:
-        """One entry; returns its offset."""
-        offset, watermark_us, marker = self._state.get((source.name, partition), (0, None, Deduplicator(source)))
-        offset += 1
-        batch = parse_entries(
-            source, partition, [Entry(offset, "ndjson", len(rows), 0, ndjson(rows))], "event", watermark_us
-        )
-        assert not batch.dead, batch.dead
-        marker.mark(batch)
-        self._state[source.name, partition] = (offset, batch.watermark_us, marker)
-        appended = event_rows(
-            batch.table,
-            event_time_us=batch.event_time_us,
-            arrival_us=batch.arrival_us,
-            partition=partition,
-            offset=batch.offset,
-            index=batch.index,
-            is_repeat=batch.is_repeat,
-        )
-        self.store.append_events(source, appended, partition=partition, last_offset=offset)
-        return offset
 
 
 @pytest.fixture
@@ -100,10 +68,6 @@ def archive(tmp_path: Path) -> Archive:
 def history(archive: Archive, tmp_path: Path) -> History:
     (tmp_path / "repo").mkdir()
     return History(archive.store, tmp_path / "repo")
-
-
-def times(*seconds: float) -> pa.Array:
-    return pa.array([int(s * SECOND_US) for s in seconds], pa.int64()).cast(MOMENT)
 
 
 @pytest.mark.parametrize("seed", oracle_seeds(4))
@@ -148,86 +112,6 @@ def _assert_oracle(definitions: Catalog, table: pa.Table, events: list[NaiveEven
             key = tuple((row["who"], row["site"])[part] for part in parts)
             got = {f.name: plain_value(row[f"{view.name}__{f.name}"]) for f in view.features}
             assert_equals_oracle(view, got, mine, key, plain_value(row["event_timestamp"]))
-
-
-# A small world with every kind of view.
-
-FEATURES = (Column("score", DType.FLOAT32), Column("word", DType.STRING))
-HITS = Source(
-    "hits",
-    (Column("who", DType.STRING), *FEATURES, Column("ts", DType.TIMESTAMP)),
-    timestamp="ts",
-)
-FILE_COLUMNS = (Column("who", DType.STRING), *FEATURES, Column("seen", DType.TIMESTAMP))
-LATEST = FeatureView(
-    "latest",
-    "plain",
-    ("user",),
-    FEATURES,
-    "f",
-    source="hits",
-    batch=BatchSource("file", "latest.parquet", "seen", FILE_COLUMNS),
-    ttl_us=10 * SECOND_US,
-)
-COUNTED = dataclasses.replace(
-    BY_WHO, name="counted", entities=("user",), source="hits", features=BY_WHO.features[:1],
-    aggregations=BY_WHO.aggregations[:1],
-)  # fmt: skip
-RATIO = OnDemandView(
-    "ratio",
-    (Column("per_hit", DType.FLOAT64), Column("shout", DType.STRING)),
-    (ViewReference("latest", "latest", ("score", "word")), ViewReference("counted", "counted", ("count_*_60",))),
-    (Column("bonus", DType.INT64),),
-    "pandas",
-    "import pandas as pd\ndef ratio(df):\n    out = pd.DataFrame()\n"
-    "    out['per_hit'] = (df['score'] + df['bonus']) / df['count_*_60']\n"
-    "    out['shout'] = df['word'].str.upper()\n    return out\n",
-    "ratio",
-    "f",
-)
-COUNT = ("count_*_60",)
-WORLD = Catalog(
-    "test",
-    1,
-    "event",
-    (Entity("user", "who", DType.STRING),),
-    (HITS,),
-    (LATEST, COUNTED),
-    (RATIO,),
-    (
-        Service("all", (
-            ViewReference("ratio", "ratio", ("shout", "per_hit")),
-            ViewReference("latest", "latest", ("word",)),
-        )),
-        Service("pair", (
-            ViewReference("latest", "payer", ("word", "score"), (("who", "payer"),)),
-            ViewReference("latest", "payee", ("word", "score"), (("who", "payee"),)),
-            ViewReference("counted", "counted", COUNT),
-        )),
-        Service("last", (ViewReference("latest", "latest", ("word", "score")),)),
-        Service("count", (ViewReference("counted", "counted", COUNT),)),
-    ),
-)  # fmt: skip
-
-
-def hit(who: str | None, seconds: float, score: float | None = 1.0, word: str | None = "w") -> dict[str, Any]:
-    return {"who": who, "ts": moment(int(seconds * SECOND_US)), "score": score, "word": word}
-
-
-def file_rows(history: History, *rows: tuple[str | None, float, str]) -> None:
-    """The batch file of `latest`: (who, seconds, word), score 9."""
-    table = pa.table({
-        "who": pa.array([row[0] for row in rows], pa.string()),
-        "score": pa.array([9.0 for _ in rows]),
-        "word": pa.array([row[2] for row in rows], pa.string()),
-        "seen": times(*(row[1] for row in rows)),
-    })  # fmt: skip
-    pq.write_table(table, history.repo / "latest.parquet")
-
-
-def labels(*rows: tuple[Any, float], **more: Any) -> pa.Table:
-    who, at = pa.array([row[0] for row in rows], pa.string()), times(*(row[1] for row in rows))
-    return pa.table({"who": who, "event_timestamp": at, **more})
 
 
 def words(history: History, *rows: tuple[Any, float]) -> list[Any]:
@@ -330,9 +214,6 @@ def test_times_without_a_zone_are_utc_in_pandas_csv_and_parquet(
         assert build_dataset(WORLD, "last", given, history)["word"].to_pylist() == ["x", None]
 
 
-GOOD = {"who": ["a"], "event_timestamp": times(1)}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -379,14 +260,17 @@ def test_the_command_and_the_sdk_give_the_same_rows(
     file_rows(history, ("a", 100, "x"), ("b", 100, 'say "hi", é'), ("c", 100, ""))
     given = labels(("b", 101), ("a", 101), ("c", 101), ("b", 200))
     pq.write_table(given, tmp_path / "labels.parquet")
-    expected = headrace.training_set("last", given, settings=settings)
+    expected = headrace.training_set("last", given, settings=settings).to_arrow()
     assert expected["word"].to_pylist() == ['say "hi", é', "x", "", None]
     folders = ["--repo", str(settings.repo), "--data-dir", str(settings.data_dir)]
     for out in (tmp_path / "new folder" / "out.parquet", tmp_path / "out.csv"):
         wanted = ["--service", "last", "--labels", str(tmp_path / "labels.parquet"), "--out", str(out)]
         done = CliRunner().invoke(dataset_command, [*wanted, *folders], catch_exceptions=False)
         assert done.exit_code == 0 and "4 rows, 2 features" in done.output and "25.0%" in done.output
-        assert [path.name for path in out.parent.iterdir() if "out" in path.name] == [out.name]
+        assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {
+            out.name,
+            f"{out.name}.manifest.json",
+        }
     assert pq.read_table(tmp_path / "new folder" / "out.parquet").equals(expected)
     assert pacsv.read_csv(tmp_path / "out.csv")["word"].to_pylist()[:2] == expected["word"].to_pylist()[:2]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import redis.asyncio
 from naive import NaiveEvent, without_repeats
@@ -18,6 +19,7 @@ from scenario import (
     WORDS,
     assert_equals_oracle,
     catalog,
+    moment,
     naive_event,
     ndjson,
     plain_value,
@@ -26,13 +28,17 @@ from scenario import (
 )
 from seeds import oracle_seeds
 
+import headrace
 from headrace.catalog.definitions import Catalog, Column, Service, ViewReference
 from headrace.errors import AsOfError
 from headrace.read.lookup import LookupResult, lookup, parse_request, plan_service
 from headrace.settings import Settings
+from headrace.stores.catalogs import save_catalog
 from headrace.stores.connection import open_store, open_store_async
+from headrace.stores.embedded import detach
 from headrace.stores.offline import OfflineStore
 from headrace.stores.stream import EventStream
+from materialize.archiver import Archiver
 from materialize.worker import Worker
 
 KEYS = [(who, site) for who in [*WORDS, "unseen", None] for site in (-1, 7, 9, None)]
@@ -138,3 +144,66 @@ def test_a_past_that_keys_may_have_outlived_is_refused_under_the_wall_clock(sett
     assert count(now_us - 3_600 * SECOND_US) == [0]
     with pytest.raises(AsOfError, match="as_of may lie a day back"):
         count(now_us - 25 * 3_600 * SECOND_US)
+
+
+@pytest.mark.parametrize("seed", oracle_seeds(2))
+def test_rows_as_known_are_what_was_served_at_the_time(tmp_path: Path, seed: int) -> None:
+    """Every push begins with an event that raises the watermark, so that what came by then is what had been served."""
+    rng = random.Random(seed)
+    definitions = catalog(project=f"served{seed}")
+    settings = Settings(repo=tmp_path / "repo", data_dir=tmp_path / "data")
+    store = open_store(settings)
+    save_catalog(store, settings, definitions)
+    stream, worker = (
+        EventStream(store, definitions.project),
+        Worker(store, OfflineStore(settings.data_dir), definitions),
+    )
+    worker.start()
+    history: list[NaiveEvent] = []
+    newest_us, served = 1_000_000 * SECOND_US, list[tuple[LookupResult, list[NaiveEvent]]]()
+    for _ in range(4):
+        first = random_rows(rng, 1, newest_us)[0] | {"ts": moment(newest_us + rng.randrange(1, 90 * SECOND_US))}
+        rows = [first, *random_rows(rng, rng.randrange(20, 60), newest_us)]
+        position = stream.append(PARTS.name, "ndjson", ndjson(rows), len(rows))
+        history += [naive_event(row, (0, position.offset, i), 0) for i, row in enumerate(rows)]
+        newest_us = max(event.time_us for event in history)
+        while worker.step(block_ms=1):
+            pass
+        served.append((ask(settings, definitions, None), list(history)))
+    archiver = Archiver(settings, store)
+    while archiver._read(0):
+        pass
+    archiver.flush()
+    known = training_columns(settings, served, as_known=True)
+    late = training_columns(settings, served, as_known=False)
+    detach(settings.data_dir)
+    for view in definitions.views:
+        parts = PARTS_OF[view.name]
+        for row, (key, t_us, events) in enumerate(asked_of(served)):
+            got = {f.name: plain_value(known[f"{view.name}__{f.name}"][row]) for f in view.features}
+            assert_equals_oracle(view, got, with_key(events, parts), tuple(key[i] for i in parts), t_us)
+    for column, name in enumerate(served[0][0].names[2:], 2):
+        if served[0][0].columns[column].type not in (pa.float32(), pa.float64()):
+            assert [value for result, _ in served for value in result.columns[column].to_pylist()] == known[name]
+    assert known["by_who__count_*_None"] != late["by_who__count_*_None"]
+
+
+def asked_of(
+    served: list[tuple[LookupResult, list[NaiveEvent]]],
+) -> list[tuple[tuple[str | None, int | None], int, list[NaiveEvent]]]:
+    """Key, moment and the events until then of every row that was served."""
+    return [(key, int(t), events) for result, events in served for key, t in zip(KEYS, result.t_us, strict=True)]
+
+
+def training_columns(
+    settings: Settings, served: list[tuple[LookupResult, list[NaiveEvent]]], as_known: bool
+) -> dict[str, list[Any]]:
+    asked = asked_of(served)
+    given = pa.table({
+        "who": pa.array([key[0] for key, _, _ in asked], pa.string()),
+        "site": pa.array([key[1] for key, _, _ in asked], pa.int64()),
+        "event_timestamp": pa.array([t_us for _, t_us, _ in asked]).cast(pa.timestamp("us", "UTC")),
+    })  # fmt: skip
+    rows = headrace.training_set("everything", given, settings=settings, full_feature_names=True, as_known=as_known)
+    columns: dict[str, list[Any]] = rows.to_arrow().to_pydict()
+    return columns

@@ -12,6 +12,7 @@ from shop import Live, now
 
 from serving.errors import error_response
 
+BOTH_LANES = True
 FEATURES = "/get-online-features"
 FULL = {"metadata": "full"}
 CARD = b'"entities":{"card_id":["a"]}'

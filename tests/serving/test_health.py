@@ -19,6 +19,8 @@ from headrace.stores.markers import ready_field
 from serving.run import bind
 from serving.state import open_state
 
+BOTH_LANES = True
+
 
 def test_a_view_without_its_marker_makes_the_server_unready_and_its_lookups_503(live: Live) -> None:
     assert live.http.get("/health").json() == {"status": "ok"}

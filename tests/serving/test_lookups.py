@@ -8,6 +8,7 @@ from shop import Live, now
 
 from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
 
+BOTH_LANES = True
 CARD = {"card_id": ["a"]}
 
 

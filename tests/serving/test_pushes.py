@@ -179,7 +179,7 @@ def test_a_store_that_is_down_is_503_with_retry_after(live: Live, monkeypatch: p
     async def gone(*args: Any) -> None:
         raise redis.ConnectionError("gone")
 
-    monkeypatch.setattr("serving.pushes.append_async", gone)
+    monkeypatch.setattr("headrace.stores.appends.append_async", gone)
     reply = live.http.post("/push", json={"push_source_name": "payments", "df": DF})
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
 
@@ -188,7 +188,7 @@ def test_a_defect_is_a_plain_500_without_a_trace(live: Live, monkeypatch: pytest
     async def broken(*args: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("serving.pushes.append_async", broken)
+    monkeypatch.setattr("headrace.stores.appends.append_async", broken)
     reply = live.http.post("/push", json={"push_source_name": "payments", "df": DF})
     assert reply.status_code == 500
     assert "secret" not in reply.text

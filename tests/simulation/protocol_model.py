@@ -47,10 +47,12 @@ class Rules:
     told_apart_by: Literal["time", "count"] = "time"
     """What a marker remembers of the last completion of a view: a count begins anew in a store that was emptied, and
     comes to the same numbers again."""
-    archiver_looks_back: bool = True
-    """After a commit and at its start the archiver sees whether the stream still has what it archived last. If not,
-    workers may have passed by it: every view is built anew (the archiver says so and stops, in life; here it does what
-    it then asks for)."""
+    archiver_looks: Literal["again after it", "before it", "after it and at every start"] = "again after it"
+    """When the archiver sees whether the stream still has what it commits. A stream that lost it in between may have
+    led workers past it: every view is then built anew. That a commit may be in doubt is noted first, beside the tables,
+    so that the next archiver asks if this one dies. (To ask at every start is right too, and builds views twice.)"""
+    notes_doubt: bool = True
+    """Whether it is noted; else only the archiver that made a commit asks."""
     lookup_refuses_newer: bool = True
     """A lookup that meets a value of a newer build than the markers told of is made again; else the value is none."""
 
@@ -144,6 +146,7 @@ class World:
         self.shards = [Shard() for _ in range(shards)]
         self.partitions = range(partitions)
         self.archive: dict[int, list[Event]] = {p: [] for p in self.partitions}
+        self.doubts: dict[int, int] = {}
         self.catalog: tuple[View, ...] = FIRST_CATALOG
         self.values_state_positions = True
         self.clock = 0
@@ -222,6 +225,15 @@ def commit(partition: int, events: Sequence[Event]) -> Command:
         world.archive[partition] += [e for e in events if e.position[1] > held]
 
     return ARCHIVE, run
+
+
+def note_doubt(partition: int, upto: int) -> Command:
+    """Beside the tables: the commit up to this offset may come after the stream has lost it (NOTHING: none may)."""
+    return ARCHIVE, lambda world: world.doubts.update({partition: upto})
+
+
+def doubt_of(partition: int) -> Command:
+    return ARCHIVE, lambda world: world.doubts.get(partition, NOTHING)
 
 
 def read_catalog() -> Command:
@@ -528,26 +540,54 @@ def archiver(world: World, rules: Rules, rng: random.Random) -> Acting:
     while True:
         try:
             for partition in world.partitions:
-                yield from _look_back(world, rules, partition)
+                if rules.archiver_looks == "after it and at every start":
+                    yield from _look_back(world, partition)
+                else:
+                    yield from _settle_doubt(world, partition)
             while True:
                 partition = rng.choice(world.partitions)
                 archived = yield archived_offset(partition)
                 events = yield read_stream(world, partition, archived, float("inf"), rng.choice([1, 3]))
                 if events:
-                    yield commit(partition, events)
-                    yield from _look_back(world, rules, partition)
+                    yield from _append(world, rules, partition, events)
         except Lost:
             pass
 
 
-def _look_back(world: World, rules: Rules, partition: int) -> Acting:
-    last = yield archived_offset(partition)
-    if not last or not rules.archiver_looks_back:
+def _append(world: World, rules: Rules, partition: int, events: Sequence[Event]) -> Acting:
+    last = events[-1].position[1]
+    if rules.archiver_looks == "after it and at every start":
+        yield commit(partition, events)
+        yield from _look_back(world, partition)
         return
-    standing = yield read_stream(world, partition, last - 1, last)
-    if not standing:
+    if not (yield read_stream(world, partition, last - 1, last)):
+        return
+    if rules.archiver_looks == "before it":
+        yield commit(partition, events)
+        return
+    if rules.notes_doubt:
+        yield note_doubt(partition, last)
+    yield commit(partition, events)
+    if not rules.notes_doubt:
+        yield note_doubt(partition, last)
+    yield from _settle_doubt(world, partition)
+
+
+def _look_back(world: World, partition: int) -> Acting:
+    last = yield archived_offset(partition)
+    if last and not (yield read_stream(world, partition, last - 1, last)):
         for shard in range(len(world.shards)):
             yield forget_builds(shard, SECOND_CATALOG)
+
+
+def _settle_doubt(world: World, partition: int) -> Acting:
+    """Sees whether the stream still has what was committed last; if not, every view is begun anew."""
+    doubt = yield doubt_of(partition)
+    archived = yield archived_offset(partition)
+    if doubt and archived >= doubt and not (yield read_stream(world, partition, doubt - 1, doubt)):
+        for shard in range(len(world.shards)):
+            yield forget_builds(shard, SECOND_CATALOG)
+    yield note_doubt(partition, NOTHING)
 
 
 def materializer(world: World, rules: Rules, rng: random.Random) -> Acting:
@@ -735,6 +775,37 @@ class Play:
         for _ in range(second):
             self.actors[1].act()
         self.world.push(0, [(9, "a", "x")])
+        self.rest()
+        check_at_rest(self.world)
+        return self.world.violations
+
+    def pass_by(self, first: int, accident: str, second: int, killed: bool) -> list[str]:
+        """One schedule of archiver and worker: an entry is archived and applied, another is pushed; the archiver comes
+        `first` commands far with it, an accident takes it from the stream, a worker comes `second` commands far, an
+        entry comes after it, the worker goes on; then the archiver does (or is `killed` when it has committed), and
+        all."""
+        worker, archiver = self.actors[0], self.actors[2]
+        self.world.push(0, [(0, "a", "x")])
+        for actor in (archiver, worker):
+            for _ in range(60):
+                actor.act()
+        self.world.push(0, [(1, "a", "x"), (1, "b", "x")])
+        for _ in range(first):
+            archiver.act()
+        if accident == "fails over":
+            self.world.lose(0, lambda shard: shard.fail_over(1))
+        else:
+            getattr(self, accident)()
+        for _ in range(second):
+            worker.act()
+        self.world.push(0, [(9, "a", "x")])
+        for _ in range(80):
+            worker.act()
+        held = len(self.world.archive[0])
+        while killed and len(self.world.archive[0]) == held:
+            archiver.act()
+        if killed:
+            archiver.begin()
         self.rest()
         check_at_rest(self.world)
         return self.world.violations

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,12 @@ __all__ = [
     "Header",
     "Headers",
     "Place",
+    "Stacked",
     "build_of",
+    "first_headers",
     "header_size",
     "pack_header",
+    "stack",
     "unpack_header",
 ]
 
@@ -52,6 +55,7 @@ Place = tuple[int, int]
 """(stream, partition)."""
 
 _HEAD = struct.Struct("<BBHQQq")
+_BRIEF = struct.Struct("<HHQ8xq")
 _POSITION = struct.Struct("<HhqI")
 HEAD_BYTES, POSITION_BYTES = _HEAD.size, _POSITION.size
 BUILD = slice(4, 12)
@@ -96,6 +100,15 @@ def header_size(blob: bytes) -> int:
     return HEAD_BYTES + POSITION_BYTES * (blob[2] | blob[3] << 8)
 
 
+brief_head = _BRIEF.unpack_from
+"""(form, number of positions, build, newest event time) of a value; see `form_of`."""
+
+
+def form_of(kind: int) -> int:
+    """What `brief_head` gives for values of `kind` in the present format."""
+    return FORMAT | kind << 8
+
+
 def build_of(blob: bytes) -> int:
     """The build that `blob` belongs to."""
     return int.from_bytes(blob[BUILD], "little")
@@ -114,10 +127,40 @@ def unpack_header(blob: bytes, kind: int) -> Header:
     return Header(kind, revision, newest_us, positions, build)
 
 
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """n values of one size whose headers tell the same kind, build and number of positions: the bytes as uint8 (n,
+    size), how many of them the header takes, and the newest event times."""
+
+    data: NDArray[np.uint8]
+    header_bytes: int
+    newest_us: NDArray[np.int64]
+
+
+def stack(blobs: Sequence[bytes | None], kind: int, build: int | None) -> Stacked | None:
+    """The values as arrays, where all are there and alike, of `kind` and of `build`; else None."""
+    if build is None or None in blobs or len(set(map(len, cast(Sequence[bytes], blobs)))) > 1:
+        return None
+    data = np.frombuffer(b"".join(cast(Sequence[bytes], blobs)), np.uint8).reshape(len(blobs), -1)
+    first, form = data[0, : BUILD.stop], form_of(kind).to_bytes(2, "little") + build.to_bytes(8, "little")
+    if first[:2].tobytes() + first[BUILD].tobytes() != form or (data[:, : BUILD.stop] != first).any():
+        return None
+    newest_us = np.ascontiguousarray(data[:, NEWEST]).view("<i8")[:, 0]
+    return Stacked(data, header_size(cast(bytes, blobs[0])), newest_us)
+
+
 @lru_cache(maxsize=64)
 def _dtype(n: int) -> np.dtype[Any]:
     """A header of `n` positions."""
     return np.dtype([*_FIELDS, ("positions", _POSITIONS, (n,))])
+
+
+def first_headers(kind: int, newest_us: NDArray[np.int64], build: int) -> NDArray[Any]:
+    """The headers (n packed records of HEAD_BYTES) of values that a writer outside every stream writes first."""
+    headers = np.zeros(len(newest_us), _FIELDS)
+    headers["format"], headers["kind"], headers["build"], headers["revision"] = FORMAT, kind, build, 1
+    headers["newest_us"] = newest_us
+    return headers
 
 
 class Headers:

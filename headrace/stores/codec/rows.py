@@ -23,18 +23,22 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Column, FeatureView
 from headrace.dtypes import DType, arrow_type
-from headrace.stores.codec.header import header_size
+from headrace.stores.codec.header import ROWS, Stacked, first_headers, header_size
 
 __all__ = [
     "BATCH",
     "DIRECT",
     "ORDER",
     "STREAM",
+    "RowColumns",
     "RowLayout",
+    "decode_columns",
     "decode_order",
     "decode_rows",
+    "encode_first_rows",
     "encode_rows",
     "row_layout",
+    "stored_array",
 ]
 
 BATCH, STREAM, DIRECT = 0, 1, 2
@@ -77,23 +81,51 @@ def row_layout(view: FeatureView) -> RowLayout:
 
 def encode_rows(layout: RowLayout, headers: Sequence[bytes], order: NDArray[Any], table: pa.Table) -> list[bytes]:
     """One value per header; `order` is an array of ORDER, `table` holds the features, all of n rows."""
-    n = len(headers)
+    fixed = _encoded(layout, order, table)
+    bodies = _with_texts(layout, _bytes_of(fixed), table).to_pylist()
+    return [header + body for header, body in zip(headers, bodies, strict=True)]
+
+
+def encode_first_rows(layout: RowLayout, order: NDArray[Any], table: pa.Table, build: int) -> pa.Array:
+    """The values (binary, or of one size) of rows that a writer outside every stream writes where there is none."""
+    headers = first_headers(ROWS, np.ascontiguousarray(order["time_us"]), build)
+    fixed = np.concatenate([_bytes_of(headers), _bytes_of(_encoded(layout, order, table))], axis=1)
+    return _with_texts(layout, fixed, table)
+
+
+def _encoded(layout: RowLayout, order: NDArray[Any], table: pa.Table) -> NDArray[Any]:
+    """The fixed parts of n rows."""
+    n = len(order)
     fixed = np.zeros(n, layout.fixed)
     for name in ORDER.names or ():
         fixed[name] = order[name]
-    columns = [_chunk(table.column(feature.name)) for feature in layout.features]
-    nulls = np.array([np.asarray(column.is_null()) for column in columns], np.bool_).reshape(len(columns), n)
-    fixed["nulls"] = np.packbits(nulls.T, axis=1, bitorder="little")
-    text = []
-    for i, (feature, column) in enumerate(zip(layout.features, columns, strict=True)):
+    nulls = np.zeros((n, len(layout.features)), np.bool_)
+    for i, feature in enumerate(layout.features):
+        column = _chunk(table.column(feature.name))
+        if column.null_count:
+            nulls[:, i] = np.asarray(column.is_null())
         if feature.dtype is DType.STRING:
-            text.append([(value or "").encode() for value in column.to_pylist()])
-            fixed[f"f{i}"] = np.array([len(value) for value in text[-1]], np.uint32)
+            fixed[f"f{i}"] = np.asarray(pc.fill_null(pc.binary_length(column), 0))
         else:
             fixed[f"f{i}"] = _stored(column, feature.dtype)
-    data, size = fixed.tobytes(), layout.fixed.itemsize
-    tails = [b"".join(parts) for parts in zip(*text, strict=True)] if text else [b""] * n
-    return [headers[k] + data[k * size : (k + 1) * size] + tails[k] for k in range(n)]
+    fixed["nulls"] = np.packbits(nulls, axis=1, bitorder="little")
+    return fixed
+
+
+def _bytes_of(records: NDArray[Any]) -> NDArray[np.uint8]:
+    return records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
+
+
+def _with_texts(layout: RowLayout, fixed: NDArray[np.uint8], table: pa.Table) -> pa.Array:
+    """The fixed parts (n x bytes), each with its strings behind it."""
+    n, size = fixed.shape
+    data = pa.py_buffer(np.ascontiguousarray(fixed))
+    names = [layout.features[i].name for i in layout.strings()]
+    if not names:
+        return pa.Array.from_buffers(pa.binary(size), n, [None, data])
+    ends = pa.py_buffer(np.arange(n + 1, dtype=np.int32) * size)
+    texts = [pc.fill_null(_chunk(table.column(name)).cast(pa.binary()), b"") for name in names]
+    return pc.binary_join_element_wise(pa.Array.from_buffers(pa.binary(), n, [None, ends, data]), *texts, b"")
 
 
 def _chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -114,6 +146,13 @@ def _fixed(layout: RowLayout, blobs: Sequence[bytes | None]) -> NDArray[Any]:
     return np.frombuffer(b"".join(parts), layout.fixed)
 
 
+def _fixed_of(layout: RowLayout, stacked: Stacked) -> NDArray[Any]:
+    at = stacked.header_bytes
+    fixed = np.ascontiguousarray(stacked.data[:, at : at + layout.fixed.itemsize])
+    found: NDArray[Any] = fixed.view(layout.fixed)[:, 0]
+    return found
+
+
 def decode_order(layout: RowLayout, blobs: Sequence[bytes | None]) -> NDArray[Any]:
     """The order of every value's row, as an array of ORDER; None is before every row."""
     order = np.zeros(len(blobs), ORDER)
@@ -124,34 +163,64 @@ def decode_order(layout: RowLayout, blobs: Sequence[bytes | None]) -> NDArray[An
     return order
 
 
+@dataclass(frozen=True, slots=True)
+class RowColumns:
+    """n rows: event times in microseconds (0 for no value); `values` per feature as stored (strings as a list), where
+    `nulls`, bools of (feature, row), says nothing else; None says that nothing is null."""
+
+    times_us: NDArray[np.int64]
+    values: list[NDArray[Any] | list[str]]
+    nulls: NDArray[np.bool_] | None
+
+
+def decode_columns(layout: RowLayout, blobs: Sequence[bytes | None], stacked: Stacked | None = None) -> RowColumns:
+    """The rows of `blobs`, `stacked` if they were; a None is null in every feature."""
+    fixed = _fixed(layout, blobs) if stacked is None else _fixed_of(layout, stacked)
+    text = _texts(layout, fixed, blobs)
+    values = [text[i] if i in text else fixed[f"f{i}"] for i in range(len(layout.features))]
+    absent = [blob is None for blob in blobs] if stacked is None and None in blobs else None
+    if absent is None and not fixed["nulls"].any():
+        return RowColumns(fixed["time_us"], values, None)
+    nulls = np.unpackbits(fixed["nulls"], axis=1, count=len(layout.features), bitorder="little").T.astype(np.bool_)
+    if absent is not None:
+        nulls[:, absent] = True
+    return RowColumns(fixed["time_us"], values, nulls)
+
+
 def decode_rows(layout: RowLayout, blobs: Sequence[bytes | None]) -> tuple[NDArray[np.int64], list[pa.Array]]:
     """Event times in microseconds (0 for None) and one column per feature, null for None."""
-    fixed = _fixed(layout, blobs)
-    nulls = np.unpackbits(fixed["nulls"], axis=1, bitorder="little").astype(np.bool_)
-    nulls[[blob is None for blob in blobs]] = True
-    text = _texts(layout, fixed, blobs)
+    rows = decode_columns(layout, blobs)
+    nulls = np.zeros((len(layout.features), len(blobs)), np.bool_) if rows.nulls is None else rows.nulls
     columns = [
-        pa.array([None if gone else t for gone, t in zip(nulls[:, i], text[i], strict=True)], pa.string())
-        if i in text
-        else _column(fixed[f"f{i}"], nulls[:, i], feature.dtype)
-        for i, feature in enumerate(layout.features)
+        stored_array(values, missing, feature.dtype)
+        for values, missing, feature in zip(rows.values, nulls, layout.features, strict=True)
     ]
-    return np.ascontiguousarray(fixed["time_us"]), columns
+    return np.ascontiguousarray(rows.times_us), columns
 
 
-def _column(values: NDArray[Any], absent: NDArray[np.bool_], dtype: DType) -> pa.Array:
-    column = pa.array(np.ascontiguousarray(values), mask=np.ascontiguousarray(absent))
+def stored_array(values: NDArray[Any] | list[str], missing: NDArray[np.bool_] | None, dtype: DType) -> pa.Array:
+    """A feature's stored values as a column, null where `missing`."""
+    if isinstance(values, list):
+        gone = [False] * len(values) if missing is None else missing.tolist()
+        return pa.array([None if null else text for null, text in zip(gone, values, strict=True)], pa.string())
+    return _column(values, missing, dtype)
+
+
+def _column(values: NDArray[Any], missing: NDArray[np.bool_] | None, dtype: DType) -> pa.Array:
+    column = pa.array(np.ascontiguousarray(values), mask=None if missing is None else np.ascontiguousarray(missing))
     if dtype is DType.TIMESTAMP:
-        column = column.cast(pa.timestamp("us"))
-    return column.cast(arrow_type(dtype))
+        return column.view(arrow_type(dtype))
+    return column.cast(pa.bool_()) if dtype is DType.BOOL else column
 
 
 def _texts(layout: RowLayout, fixed: NDArray[Any], blobs: Sequence[bytes | None]) -> dict[int, list[str]]:
     numbers = layout.strings()
+    if not numbers:
+        return {}
     text: dict[int, list[str]] = {i: [""] * len(blobs) for i in numbers}
     lengths = [fixed[f"f{i}"].tolist() for i in numbers]
     for k, blob in enumerate(blobs):
-        if blob is None or not numbers:
+        if blob is None:
             continue
         at = header_size(blob) + layout.fixed.itemsize
         for i, of in zip(numbers, lengths, strict=True):

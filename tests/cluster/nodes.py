@@ -1,4 +1,4 @@
-"""A real cluster of local processes: primaries that share the slots, and a replica of the first."""
+"""A real cluster of local processes: primaries that share the slots, replicas, primaries without slots."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from headrace.stores.keeper import find_server
 
@@ -27,8 +29,17 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
 
     @property
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5)
+    def client(self) -> Any:
+        return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    @property
+    def id(self) -> str:
+        found = self.client.execute_command("CLUSTER MYID")
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    @property
+    def is_primary(self) -> bool:
+        return bool(self.client.info("replication")["role"] == "master")
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +49,7 @@ class Node:
             "cluster-enabled": "yes",
             "cluster-node-timeout": 1_000,
             "cluster-require-full-coverage": "no",
+            "cluster-allow-replica-migration": "no",
             "bind": "127.0.0.1",
             "save": "",
             "appendonly": "no",
@@ -55,6 +67,11 @@ class Node:
             self.process = None
 
 
+def url_of(node: Node) -> str:
+    """What HEADRACE_REDIS_URL says."""
+    return f"redis+cluster://127.0.0.1:{node.port}"
+
+
 def answers(node: Node) -> bool:
     with contextlib.suppress(redis.RedisError):
         return bool(node.client.ping())
@@ -69,9 +86,10 @@ def wait_until(holds: Callable[[], Any], timeout_s: float = 30) -> None:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[list[Node]]:
-    """Primaries with equal shares of the slots, then replicas of the first; ended when the block is left."""
-    nodes = [Node(port, folder / str(n)) for n, port in enumerate(_free_ports(primaries + replicas))]
+def cluster(folder: Path, primaries: int = 3, replicas: int = 0, spares: int = 0) -> Iterator[list[Node]]:
+    """Primaries with equal shares of the slots, then replicas of the first, the second and so on, then primaries
+    without slots; ended when the block is left."""
+    nodes = [Node(port, folder / str(n)) for n, port in enumerate(_free_ports(primaries + replicas + spares))]
     try:
         for node in nodes:
             node.start()
@@ -82,14 +100,52 @@ def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[lis
         for node in nodes[1:]:
             node.client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
         wait_until(lambda: all(_knows(node, nodes, primaries) for node in nodes))
-        for node in nodes[primaries:]:
-            node.client.execute_command("CLUSTER REPLICATE", nodes[0].client.execute_command("CLUSTER MYID"))
-        for node in nodes[primaries:]:
+        for node, of in zip(nodes[primaries : primaries + replicas], nodes, strict=False):
+            node.client.execute_command("CLUSTER REPLICATE", of.id)
+        for node in nodes[primaries : primaries + replicas]:
             wait_until(lambda node=node: node.client.info("replication").get("master_link_status") == "up")
         yield nodes
     finally:
         for node in nodes:
             node.kill()
+
+
+def owner_of(nodes: list[Node], slot: int) -> Node:
+    """The primary that has a slot, as the first node that answers says."""
+    asked = next(node for node in nodes if node.process is not None)
+    for first, last, primary, *_ in asked.client.execute_command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            return next(node for node in nodes if node.port == primary[1])
+    raise AssertionError(slot)
+
+
+def move_slot(nodes: list[Node], slot: int, target: Node, pause_s: float = 0.0) -> None:
+    """What a resharding tool does for one slot; `pause_s` it rests with half of the keys moved."""
+    source = owner_of(nodes, slot)
+    if source is target:
+        return
+    target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
+    source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
+    rested = False
+    while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 1_000):
+        some = keys if rested else keys[: (len(keys) + 1) // 2]
+        source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *some)
+        if not rested:
+            time.sleep(pause_s)
+            rested = True
+    for node in [target, source, *(node for node in nodes if node.process is not None and node.is_primary)]:
+        node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id)
+
+
+def cut_off(primary: Node) -> None:
+    """From now on the replica gets nothing of `primary`, which goes on for everybody else; all before it has."""
+    wait_until(lambda: _replicated(primary.client.info("replication")))
+    primary.client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync", "-replconf")
+    primary.client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+
+def _replicated(info: dict[str, Any]) -> bool:
+    return bool(info["slave0"]["offset"] == info["master_repl_offset"])
 
 
 def _knows(node: Node, nodes: list[Node], primaries: int) -> bool:
