@@ -200,7 +200,7 @@ def trim_too_far(machine: Machine, rng: random.Random) -> str:
     _begin_loss(machine)
     with machine.store.client() as client:
         gone = client.xtrim(stream_key(machine.catalog.project, *place), maxlen=1, approximate=False)
-    machine.losses.allow(place, archived, present_offset())
+    machine.losses.allow(place, archived, present_offset(), is_counted=True)
     machine.archiver.resume()
     return f"{place[0]}|{place[1]}, {gone} entries; {_end_loss(machine, rng)}"
 

@@ -46,10 +46,10 @@ class Ledger:
         self.full = 0
         """Pushes that were refused because a stream's budget was used up."""
 
-    def acknowledged_in(self, place: Place, after: int, upto: int) -> int:
-        """How many deliveries were acknowledged at offsets in (after, upto]."""
+    def acknowledged_in(self, place: Place, after: int, upto: int) -> list[int]:
+        """The offsets in (after, upto] at which deliveries were acknowledged."""
         ends = (end for (name, _), told in self.acknowledged.items() if name == place[0] for end in told)
-        return sum(place == where and after < offset <= upto for where, offset in ends)
+        return [offset for where, offset in ends if place == where and after < offset <= upto]
 
     def is_forgotten(self, row_id: RowId, place: Place, offset: int) -> bool:
         """Whether an acknowledged row may be gone because its key was forgotten."""

@@ -44,12 +44,19 @@ class Losses:
 
     epoch: int = 0
     spans: dict[Place, list[tuple[int, int]]] = field(default_factory=dict)
+    counted: set[tuple[Place, int, int]] = field(default_factory=set)
+    """Spans of events whose count the store still has; of the others nobody there knows."""
 
-    def allow(self, place: Place, after: int, upto: int) -> None:
+    def allow(self, place: Place, after: int, upto: int, is_counted: bool = False) -> None:
         self.spans.setdefault(place, []).append((after, upto))
+        if is_counted:
+            self.counted.add((place, after, upto))
 
     def allows(self, place: Place, offset: int) -> bool:
         return any(after < offset <= upto for after, upto in self.spans.get(place, []))
+
+    def uncounted(self, place: Place) -> list[tuple[int, int]]:
+        return [span for span in self.spans.get(place, []) if (place, *span) not in self.counted]
 
 
 def present_offset() -> int:

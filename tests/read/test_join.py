@@ -179,7 +179,7 @@ def test_little_memory_gives_the_same(archive: Archive, history: History, spill_
         archive.add(SOURCE, random_rows(rng, 700, (80_000 + step * 1_000) * SECOND_US))
     rows = random_labels(rng, [NaiveEvent(0, 80_000 * SECOND_US + i * 10**6, (0, 0, 0)) for i in range(8000)], 2_000)
     seen: list[tuple[str, int, int]] = []
-    little = join(SCENARIO, "everything", rows, history, spill_dir, 14_000_000, on_progress=lambda *at: seen.append(at))
+    little = join(SCENARIO, "everything", rows, history, spill_dir, 17_000_000, on_progress=lambda *at: seen.append(at))
     assert little.equals(join(SCENARIO, "everything", rows, history, spill_dir))
     done = [item[1] for item in seen]
     assert done == sorted(done) and {item[2] for item in seen} == {done[-1]}

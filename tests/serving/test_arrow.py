@@ -14,6 +14,7 @@ from headrace.dtypes import DType, arrow_type
 from headrace.moments import rfc3339
 
 ARROW = "application/vnd.apache.arrow.stream"
+BOTH_LANES = True
 BODY = {"feature_service": "card_v1", "entities": {"card_id": ["arrow", "new", None]}}
 
 

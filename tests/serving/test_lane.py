@@ -357,3 +357,25 @@ def test_a_defect_in_the_lane_is_a_500_and_the_connection_goes_on(
         assert caller.reply()[0] == 500
     caller.send(post(body_of(["a"])))
     assert caller.reply()[0] == 200
+
+
+def test_a_connection_is_kept_while_it_asks_and_closed_when_it_has_been_idle(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle_s, made = 1.0, LaneProtocol.connection_made
+
+    def shorter(self: LaneProtocol, transport: Any) -> None:
+        self.timeout_keep_alive = idle_s  # type: ignore[assignment]
+        made(self, transport)
+
+    monkeypatch.setattr(serving.lane, "_TIMER_S", 0.05)
+    monkeypatch.setattr(LaneProtocol, "connection_made", shorter)
+    caller = Caller(live)
+    asked_s, begun_s = time.monotonic(), time.monotonic()
+    while asked_s < begun_s + 2 * idle_s:
+        caller.send(post(body_of(["kept"])))
+        assert caller.reply()[0] == 200 or time.monotonic() > asked_s + idle_s
+        asked_s = time.monotonic()
+        time.sleep(0.1)
+    assert caller.is_ended()
+    caller.socket.close()

@@ -207,10 +207,13 @@ def stored_array(values: NDArray[Any] | list[str], missing: NDArray[np.bool_] | 
 
 
 def _column(values: NDArray[Any], missing: NDArray[np.bool_] | None, dtype: DType) -> pa.Array:
-    column = pa.array(np.ascontiguousarray(values), mask=None if missing is None else np.ascontiguousarray(missing))
-    if dtype is DType.TIMESTAMP:
-        return column.view(arrow_type(dtype))
-    return column.cast(pa.bool_()) if dtype is DType.BOOL else column
+    plain = np.ascontiguousarray(values)
+    if dtype is DType.BOOL:
+        plain = plain.astype(np.bool_)
+    elif missing is None:
+        return pa.Array.from_buffers(arrow_type(dtype), len(plain), [None, pa.py_buffer(plain)])
+    column = pa.array(plain, mask=None if missing is None else np.ascontiguousarray(missing))
+    return column.view(arrow_type(dtype)) if dtype is DType.TIMESTAMP else column
 
 
 def _texts(layout: RowLayout, fixed: NDArray[Any], blobs: Sequence[bytes | None]) -> dict[int, list[str]]:
