@@ -32,12 +32,14 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything; a tenth as many labels as events, but at least `labels`."""
+    """How much of everything. `rows` 0 leaves the as-of join out, `peered` False runs ours alone; events have a tenth
+    as many labels, at most `most_labels`."""
 
     rows: int
     events: tuple[int, ...]
     labels: int = 100_000
     most_labels: int = 1_000_000
+    peered: bool = True
 
     def labels_of(self, events: int) -> int:
         return min(events // 10, self.most_labels)
@@ -45,7 +47,7 @@ class Size:
 
 FULL = Size(1_000_000, (2_500_000, 5_000_000, 10_000_000))
 QUICK = Size(1_000_000, (1_000_000, 2_000_000, 4_000_000))
-NIGHTLY = Size(0, (100_000_000,))
+NIGHTLY = Size(0, (100_000_000,), peered=False)
 
 
 def measure(size: Size) -> list[Result]:
@@ -82,23 +84,22 @@ def _windows(folder: Path, size: Size) -> list[Result]:
         ours, ours_out = _ours(world, "windows", labels)
         rates[events] = events / ours["seconds"]
         if events == size.events[-1]:
-            results += _largest(world, events, size.labels_of(events), ours, ours_out, labels, against=size.rows > 0)
+            results += _largest(world, events, size, ours, ours_out, labels)
     first = size.events[0]
     for events in size.events[1:]:
         results.append(higher(f"{events:,} events", "events/s", rates[events], rates[first], f"ours, {first:,} events"))
     return results
 
 
-def _largest(
-    world: World, events: int, labels: int, ours: Figures, out: Path, labels_path: Path, against: bool
-) -> list[Result]:
-    work = f"windowed join, {labels:,} labels x {events:,} events x {FUNCTIONS_NAMED}, from Delta to Parquet"
+def _largest(world: World, events: int, size: Size, ours: Figures, out: Path, labels: Path) -> list[Result]:
+    many = f"{size.labels_of(events):,} labels x {events:,} events"
+    work = f"windowed join, {many} x {FUNCTIONS_NAMED}, from Delta to Parquet"
     memory = lower(f"{work}, peak memory", "MB", ours["peak_mb"], MEMORY_MB, f"ours, what --memory {MEMORY} allows")
-    if not against:
+    if not size.peered:
         return [missing(work, "s", ours["seconds"], "no peer at this size"), memory]
     if importlib.util.find_spec("duckdb") is None:
         return [missing(work, "s", ours["seconds"], "DuckDB is not installed (extra bench)"), memory]
-    found, found_out = _peer("duckdb", world, labels_path)
+    found, found_out = _peer("duckdb", world, labels)
     columns = [f"{function}_{days}d" for days in WINDOWS_DAYS for function in FUNCTIONS]
     _refuse_other_rows(out, found_out, columns)
     name = "DuckDB RANGE frames"

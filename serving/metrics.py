@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 
@@ -10,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.values import ValueClass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.read.lookup import LookupResult
@@ -58,11 +58,10 @@ class Metrics:
 
     def _shared(self) -> CollectorRegistry:
         """What all processes count that share a folder of counts (see workers.py), else what this one does."""
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if folder is None:
+        if not ValueClass._multiprocess:
             return self.registry
         shared = CollectorRegistry()
-        MultiProcessCollector(shared, folder)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
         return shared
 
     def observe(self, route: str, status: int, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 A number is cut into limbs of 32 bits on one fixed grid: x = sum of limb[k] * 2^(32 k). Limbs are summed as int64, which
 is exact for 2^31 numbers; a prefix sum of limbs can be subtracted, and neither a huge number nor many of them cost
-their neighbours a digit. The total is rounded once.
+their neighbours a digit. The total is rounded at the end, to one of the two nearest numbers.
 
 After Neal, Fast exact summation using small and large superaccumulators, arXiv:1505.05571 (2015); the error of a
 product by Veltkamp and Dekker.

@@ -268,6 +268,18 @@ def test_watermarks_and_transforms_do_not_depend_on_the_memory(
     assert join(definitions, "everything", rows, history, spill_dir).equals(whole)
 
 
+def test_files_of_before_a_column_was_added_have_none(archive: Archive, history: History, spill_dir: Path) -> None:
+    older = dataclasses.replace(HITS, columns=tuple(column for column in HITS.columns if column.name != "score"))
+    archive.add(older, [{name: value for name, value in hit("a", 100).items() if name != "score"}])
+    archive.add(HITS, [hit("a", 110, 7.0)])
+    file_rows(history)
+    table = join(WORLD, "last", labels(("a", 105), ("a", 115)), history, spill_dir)
+    assert table.select(["latest__word", "latest__score"]).to_pylist() == [
+        {"latest__word": "w", "latest__score": None},
+        {"latest__word": "w", "latest__score": 7.0},
+    ]
+
+
 # Batch files
 
 STATED = dataclasses.replace(

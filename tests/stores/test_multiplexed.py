@@ -17,6 +17,7 @@ import redis.asyncio
 import uvloop
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from structlog.testing import capture_logs
 
 from headrace.settings import Settings
 from headrace.stores.connection import open_store_async
@@ -99,14 +100,15 @@ def test_what_nobody_waits_for_any_more_moves_no_other_reply(client: Any) -> Non
     run(use, client)
 
 
-def test_a_callback_that_fails_fails_alone(client: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_callback_that_fails_fails_alone_and_is_logged(client: Any) -> None:
     async def use(shared: SharedConnection) -> None:
         await echo(shared, "open")
         shared.submit(command("ECHO", "x"), 1, lambda _: 1 / 0)
         await echo(shared, "after")
 
-    run(use, client)
-    assert "ZeroDivisionError" in capsys.readouterr().out
+    with capture_logs() as logs:
+        run(use, client)
+    assert [type(log["exc_info"]) for log in logs if log["log_level"] == "error"] == [ZeroDivisionError]
 
 
 def test_a_reply_that_comes_too_late_is_dropped_and_the_next_is_in_its_place(client: Any) -> None:
