@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Column
 from headrace.compute.forgotten import gone_file_rows
+from headrace.read.prefetch import prefetched
 from headrace.stores.batch_files import BatchPart
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_first_rows, row_layout
 from headrace.stores.keys import entity_keys, entity_prefix, layout_field
@@ -23,7 +25,6 @@ from headrace.stores.view_writes import Arrived, expiry_ms, row_update
 from materialize.erase import ForgottenKeys, held_keys
 from materialize.layouts import Kept
 from materialize.newest import NewestRows, winning
-from materialize.prefetch import prefetched
 
 __all__ = ["kept_columns", "write_winners"]
 
@@ -69,7 +70,7 @@ def write_winners(
     chunks = (encoder.chunk(*rows, forgotten.tombstones) for rows in _chunked(winning(parts, newest), most))
     written = gone = 0
     try:
-        with prefetched(chunks) as ready:
+        with closing(prefetched(chunks)) as ready:
             for chunk in ready:
                 while True:  # once more after a forgetting: what is no more may have kept a row from being written
                     if chunk.tombstones is not forgotten.tombstones:

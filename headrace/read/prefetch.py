@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 __all__ = ["prefetched"]
@@ -14,9 +14,9 @@ T = TypeVar("T")
 _WAIT_S = 0.1
 
 
-def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """The same items in the same order; what making them raises is raised here. When the taker stops, so does the
-    thread, before this returns."""
+def prefetched(items: Iterable[T], ahead: int = 2) -> Generator[T]:
+    """The same items in the same order; what making them raises is raised here. When the taker stops (closes the
+    generator), so does the thread, before this returns."""
     made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(ahead)
     stopped = threading.Event()
 

@@ -23,7 +23,6 @@ __all__ = [
     "copy_key",
     "first_number",
     "first_numbers",
-    "key_of_copy",
     "key_place",
     "nothing",
     "on_copy",
@@ -64,12 +63,6 @@ def on_copy(args: Sequence[Any], place: int, copy: bytes) -> list[Any]:
 def copy_key(key: bytes, number: int) -> bytes:
     """The key of one copy."""
     return b"%b:%d" % (key, number)
-
-
-def key_of_copy(copy: bytes) -> tuple[bytes, int]:
-    """The markers' key and the number of a copy."""
-    key, _, number = copy.rpartition(b":")
-    return key, int(number)
 
 
 def first_number(key: bytes, owner: str, owners: Mapping[int, str]) -> int:

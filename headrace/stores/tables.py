@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import pyarrow.types as pat
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
@@ -23,7 +20,7 @@ from headrace.dtypes import DType, arrow_type
 from headrace.errors import DataError
 from headrace.moments import EARLIEST_US, LATEST_US
 
-__all__ = ["as_declared", "file_format_of", "read_file", "write_file"]
+__all__ = ["as_declared", "file_format_of", "read_file"]
 
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv"}
 
@@ -157,23 +154,3 @@ _KINDS: dict[DType, Any] = {
     DType.STRING: _is_text,
     DType.TIMESTAMP: lambda kind: pat.is_timestamp(kind) or pat.is_date(kind) or _is_text(kind),
 }
-
-
-def write_file(table: pa.Table, path: Path) -> None:
-    """Write `table` as Parquet or CSV, by the suffix of `path`; a reader sees the whole file or none.
-
-    Raises DataError for another suffix and for a folder that cannot be written.
-    """
-    file_format = file_format_of(path)
-    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if file_format == "csv":
-            pacsv.write_csv(table, str(half))
-        else:
-            pq.write_table(table, str(half))
-        os.replace(half, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}; choose another file.") from None
-    finally:
-        half.unlink(missing_ok=True)

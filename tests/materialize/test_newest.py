@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import random
-import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from headrace.stores.batch_files import BatchPart
 from materialize.newest import find_newest, winning
-from materialize.prefetch import prefetched
 
 Row = tuple[Any, Any, int, int, bool]
 ROWS = st.lists(
@@ -88,24 +83,3 @@ def test_little_memory_takes_more_readings_and_finds_the_same() -> None:
         assert np.flatnonzero(found.of(0, len(rows))).tolist() == expected
         readings.append(found.readings)
     assert readings[0] == 1 < readings[1] < readings[2]
-
-
-def test_what_runs_ahead_hands_on_errors_and_stops_when_it_is_left() -> None:
-    made: list[int] = []
-
-    def numbers(last: int) -> Iterator[int]:
-        for number in range(last):
-            made.append(number)
-            yield number
-        raise ValueError("no more")
-
-    with pytest.raises(ValueError, match="no more"), prefetched(numbers(5)) as items:
-        assert [item for item, _ in zip(items, range(5), strict=False)] == [0, 1, 2, 3, 4]
-        next(iter(items))
-    made.clear()
-    before = threading.active_count()
-    with prefetched(numbers(10**9)) as items:
-        assert next(iter(items)) == 0
-        while len(made) < 3:
-            time.sleep(0.001)
-    assert threading.active_count() == before and len(made) < 10

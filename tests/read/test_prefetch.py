@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -42,6 +44,27 @@ def test_a_taker_that_stops_stops_the_maker() -> None:
     taken = prefetched(items(), ahead=3)
     assert next(taken) == 0
     before = threading.active_count()
-    taken.close()  # type: ignore[attr-defined]
+    taken.close()
     assert threading.active_count() == before - 1
     assert len(made) <= 6
+
+
+def test_what_runs_ahead_hands_on_errors_and_stops_when_it_is_left() -> None:
+    made: list[int] = []
+
+    def numbers(last: int) -> Iterator[int]:
+        for number in range(last):
+            made.append(number)
+            yield number
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"), closing(prefetched(numbers(5))) as items:
+        assert [item for item, _ in zip(items, range(5), strict=False)] == [0, 1, 2, 3, 4]
+        next(iter(items))
+    made.clear()
+    before = threading.active_count()
+    with closing(prefetched(numbers(10**9))) as items:
+        assert next(iter(items)) == 0
+        while len(made) < 3:
+            time.sleep(0.001)
+    assert threading.active_count() == before and len(made) < 10
