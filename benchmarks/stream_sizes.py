@@ -14,8 +14,8 @@ import redis
 from benchmarks.stream_events import PROJECT, SOURCE, windowed_view
 from headrace.catalog.definitions import Catalog, Column, Entity, FeatureView, Source
 from headrace.dtypes import DType
-from headrace.read.values import step_values
-from headrace.read.window_reader import WindowReader
+from headrace.read.online.values import step_values
+from headrace.read.online.window_reader import WindowReader
 from headrace.stores.codec.header import TILES, unpack_header
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.online import OnlineStore

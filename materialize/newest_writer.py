@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Column
 from headrace.compute.forgotten import gone_file_rows
-from headrace.read.prefetch import prefetched
+from headrace.read.joins.prefetch import prefetched
 from headrace.stores.batch_files import BatchPart
 from headrace.stores.codec.rows import BATCH, ORDER, decode_order, encode_first_rows, row_layout
 from headrace.stores.keys import entity_keys, entity_prefix, layout_field

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from headrace.read.full_metadata import full_metadata
 from headrace.read.lookup import LookupResult
-from headrace.read.vector_batches import vector_bytes
+from headrace.read.online.full_metadata import full_metadata
+from headrace.read.online.vector_batches import vector_bytes
 
 __all__ = ["ARROW", "arrow_response", "wants_arrow"]
 
@@ -33,5 +33,5 @@ def _weight(parameters: list[str]) -> float:
 
 
 def arrow_response(result: LookupResult, full: bool) -> Response:
-    """One record batch as an Arrow IPC stream (see headrace.read.vector_batches for its columns)."""
+    """One record batch as an Arrow IPC stream (see headrace.read.online.vector_batches for its columns)."""
     return Response(vector_bytes(result, full_metadata(result) if full else None), media_type=ARROW)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from headrace.dtypes import DType
 from headrace.moments import EARLIEST_US, LATEST_US, rfc3339
-from headrace.read.full_metadata import full_metadata
 from headrace.read.lookup import LookupPlan, LookupResult
+from headrace.read.online.full_metadata import full_metadata
+from headrace.read.online.vector_batches import STATUSES
+from headrace.read.online.vectors import NULL_VALUE, PRESENT, Line, ManyRows, Vector
 from headrace.read.plans import Output
-from headrace.read.vector_batches import STATUSES
-from headrace.read.vectors import NULL_VALUE, PRESENT, Line, ManyRows, Vector
 from serving.replies import Timestamps, plain_values, write_moment
 
 __all__ = ["ReplyWriter"]

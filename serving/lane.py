@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from headrace.read.vector_batches import vector_bytes
+from headrace.read.online.vector_batches import vector_bytes
 from headrace.stores.multiplexed import SharedConnection
 from serving.arrow_replies import ARROW, wants_arrow
 from serving.bodies import OFF_LOOP_BYTES

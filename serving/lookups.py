@@ -9,7 +9,7 @@ import orjson
 
 from headrace.errors import RequestError
 from headrace.read.lookup import LookupRequest, LookupResult, answer, fetch, parse_request
-from headrace.read.reads import Asked
+from headrace.read.online.reads import Asked
 from serving.bodies import parse_body, parse_moment
 from serving.plans import ServedPlan
 from serving.schemas import LookupBody

@@ -6,8 +6,8 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from headrace.read.full_metadata import moments
 from headrace.read.lookup import LookupResult, lookup, parse_request
+from headrace.read.online.full_metadata import moments
 from headrace.read.served_models import find_model
 from headrace.stores.models import Model
 from serving.bodies import parse_moment, read_json

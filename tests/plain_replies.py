@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.read.full_metadata import full_metadata, moments
 from headrace.read.lookup import LookupResult
-from headrace.read.vector_batches import STATUSES
+from headrace.read.online.full_metadata import full_metadata, moments
+from headrace.read.online.vector_batches import STATUSES
 from serving.replies import Timestamps, plain_values
 
 

@@ -8,7 +8,7 @@ from naive import NaiveEvent, is_out_of_range
 from scenario import assert_equals_oracle, plain_value, with_key
 
 from headrace.catalog.definitions import Catalog
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.stores.codec.header import build_of
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
 from headrace.stores.markers import Markers

@@ -13,7 +13,7 @@ from scenario import PARTS, SECOND_US, assert_equals_oracle, naive_event, ndjson
 from scenario import catalog as scenario_catalog
 
 from headrace.catalog.definitions import Catalog, Source
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
 from headrace.stores.connection import open_store

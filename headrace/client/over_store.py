@@ -19,10 +19,10 @@ from headrace.client.retries import Again
 from headrace.client.vectors import FeatureVectors, Predictions, Pushed
 from headrace.compute.columns import parse_moment
 from headrace.errors import RequestError, SettingsError, StreamFullError, UnavailableError
-from headrace.read.full_metadata import full_metadata
 from headrace.read.lookup import LookupPlan, LookupResult, lookup, parse_request, plan_features, plan_service
+from headrace.read.online.full_metadata import full_metadata
+from headrace.read.online.vector_batches import METADATA, vector_batch
 from headrace.read.served_models import find_model
-from headrace.read.vector_batches import METADATA, vector_batch
 from headrace.settings import Settings
 from headrace.stores.appends import append_batches
 from headrace.stores.catalogs import find_project, load_catalog

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import DTypeLike, NDArray
 
 from headrace.errors import RequestError
-from headrace.read.vector_batches import CATALOG_VERSION, EVENT_TIMESTAMP, METADATA, STATUS, STATUSES, VIEW, T
+from headrace.read.online.vector_batches import CATALOG_VERSION, EVENT_TIMESTAMP, METADATA, STATUS, STATUSES, VIEW, T
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class FeatureVectors:
     """
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        """`batch` is what `headrace.read.vector_batches` describes."""
+        """`batch` is what `headrace.read.online.vector_batches` describes."""
         views = {field.name: field.metadata[VIEW].decode() for field in batch.schema if VIEW in (field.metadata or {})}
         self.features = list(views)
         self.keys = batch.schema.names[: batch.schema.names.index(self.features[0])]

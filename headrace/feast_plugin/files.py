@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.catalog.compile_sources import file_path
 from headrace.dtypes import DType
 from headrace.errors import DataError
-from headrace.read.key_codes import KeyCodes
+from headrace.read.joins.key_codes import KeyCodes
 from headrace.stores.tables import as_declared, read_file
 from headrace.windows.latest import LatestJoin
 from headrace.windows.point_in_time import Events

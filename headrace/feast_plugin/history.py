@@ -27,7 +27,7 @@ from headrace.feast_plugin.shared import Shared
 from headrace.feast_plugin.values import micros_of
 from headrace.read.dataset import parse_bytes
 from headrace.read.history import History, sources_of
-from headrace.read.join import iter_training_rows
+from headrace.read.joins.join import iter_training_rows
 from headrace.read.labels import TIMESTAMP, TableLabels, refuse_unfit
 from headrace.read.plans import plan_references
 from headrace.stores.batch_files import read_batch_rows

@@ -18,8 +18,8 @@ from headrace.errors import RequestError
 from headrace.feast_plugin.shared import Shared
 from headrace.feast_plugin.values import datetimes_of, messages_of, plain_values, timestamps_of
 from headrace.read.lookup import LookupPlan, LookupRequest, answer, parse_request
-from headrace.read.results import LookupResult
-from headrace.read.vectors import NOT_FOUND
+from headrace.read.online.results import LookupResult
+from headrace.read.online.vectors import NOT_FOUND
 
 __all__ = ["Answer", "KeptRead", "Known", "ReadSplit", "look_up", "reference_of", "rows_of"]
 

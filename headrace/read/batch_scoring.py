@@ -15,9 +15,9 @@ from headrace.catalog.definitions import Catalog, Source
 from headrace.compute.forgotten import living_rows
 from headrace.errors import DataError, RequestError
 from headrace.read.history import History, sources_of
+from headrace.read.joins.spill import Space
+from headrace.read.joins.view_history import scan_view_events
 from headrace.read.plans import LookupPlan, ViewStep
-from headrace.read.spill import Space
-from headrace.read.view_history import scan_view_events
 from headrace.stores.arrow import arrow_schema
 from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.offline_reads import open_table, table_paths

@@ -13,7 +13,7 @@ import pyarrow as pa
 from headrace.catalog.definitions import Catalog, Source
 from headrace.errors import RequestError
 from headrace.read.history import Past, sources_of
-from headrace.read.join import OnProgress, iter_training_rows
+from headrace.read.joins.join import OnProgress, iter_training_rows
 from headrace.read.label_files import open_labels
 from headrace.read.plans import LookupPlan, plan_features, plan_service
 from headrace.stores.offline import OfflineStore

@@ -17,8 +17,8 @@ from headrace.compute.forgotten import living_rows
 from headrace.dtypes import arrow_type
 from headrace.errors import DataError, RequestError
 from headrace.read.history import History, sources_of, view_values
-from headrace.read.values import newest_us, step_values
-from headrace.read.view_history import archived_view_events
+from headrace.read.joins.view_history import archived_view_events
+from headrace.read.online.values import newest_us, step_values
 from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, build_of, unpack_header
 from headrace.stores.codec.tiles import decode_tiles, tile_layout

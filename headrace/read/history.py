@@ -15,12 +15,12 @@ from headrace.catalog.definitions import Catalog, FeatureView, Source
 from headrace.dtypes import arrow_type
 from headrace.errors import DataError
 from headrace.moments import rfc3339
-from headrace.read.past import Past, sources_of
-from headrace.read.scans import RowScan
-from headrace.read.spill import Space
-from headrace.read.view_history import archived_view_events, scan_view_events
-from headrace.read.view_join import join_rows
-from headrace.read.view_rows import row_scans, row_shape
+from headrace.read.joins.past import Past, sources_of
+from headrace.read.joins.scans import RowScan
+from headrace.read.joins.spill import Space
+from headrace.read.joins.view_history import archived_view_events, scan_view_events
+from headrace.read.joins.view_join import join_rows
+from headrace.read.joins.view_rows import row_scans, row_shape
 from headrace.stores.offline import OfflineStore
 from headrace.stores.tombstones import Tombstones, load_tombstones
 

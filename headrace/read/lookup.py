@@ -12,11 +12,11 @@ import numpy as np
 import redis.asyncio
 
 from headrace.errors import AsOfError
-from headrace.read.few import FEW_ROWS, Heads
-from headrace.read.lookup_requests import LookupRequest, parse_request
+from headrace.read.online.few import FEW_ROWS, Heads
+from headrace.read.online.lookup_requests import LookupRequest, parse_request
+from headrace.read.online.reads import Asked, Marks
+from headrace.read.online.results import LookupResult
 from headrace.read.plans import LookupPlan, plan_features, plan_service
-from headrace.read.reads import Asked, Marks
-from headrace.read.results import LookupResult
 from headrace.stores.multiplexed import SharedConnection
 from headrace.stores.view_writes import SPARE_MS, expiry_ms
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from headrace.catalog.definitions import Catalog, Column, FeatureView, OnDemandView, ViewReference
 from headrace.compute.on_demand import OnDemandFunction
 from headrace.errors import RequestError
-from headrace.read.few import FewReader
-from headrace.read.many import ManyReader
-from headrace.read.reads import StoreReads
+from headrace.read.online.few import FewReader
+from headrace.read.online.many import ManyReader
+from headrace.read.online.reads import StoreReads
 
 __all__ = ["LookupPlan", "OnDemandStep", "Output", "ViewStep", "plan_features", "plan_references", "plan_service"]
 

@@ -20,8 +20,8 @@ from headrace.compute.view_events import SourceEvents, ViewEvents, view_events
 from headrace.dtypes import arrow_type
 from headrace.errors import RequestError
 from headrace.read.history import view_values
-from headrace.read.scans import RowScan
-from headrace.read.spill import Space
+from headrace.read.joins.scans import RowScan
+from headrace.read.joins.spill import Space
 from headrace.stores.archive_rows import INDEX
 from headrace.stores.event_scan import PLACE
 from headrace.stores.stream import Entry

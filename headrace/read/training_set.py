@@ -19,7 +19,7 @@ from headrace.errors import DataError, RequestError, UnavailableError
 from headrace.read.dataset import DEFAULT_MEMORY, parse_bytes, plan_of, sources_behind
 from headrace.read.fingerprints import FileStamp
 from headrace.read.history import History
-from headrace.read.join import OnProgress, iter_training_rows
+from headrace.read.joins.join import OnProgress, iter_training_rows
 from headrace.read.label_origin import LabelOrigin, given_again, is_same, open_with_origin
 from headrace.read.manifest import (
     ColumnSummary,

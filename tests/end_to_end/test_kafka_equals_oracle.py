@@ -22,7 +22,7 @@ from shop import running
 from strategies import aggregation
 
 from headrace.catalog.definitions import Catalog, Column, DType, Entity
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores import kafka_log
 from headrace.stores.catalogs import save_catalog

@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 
 from headrace.catalog.definitions import BatchSource, Catalog, Column, DType, Entity, FeatureView
 from headrace.errors import DataError, RequestError, UnknownNameError
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.batch_files import read_batch_rows
 from headrace.stores.catalogs import save_catalog

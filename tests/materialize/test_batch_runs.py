@@ -23,7 +23,7 @@ import pytest
 import materialize.batch
 from headrace.catalog.definitions import BatchSource, Catalog, Column, DType, Entity, FeatureView, Source
 from headrace.errors import DataError, StoreLostError, UnavailableError
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.batch_files import BatchScan, read_batch_rows
 from headrace.stores.catalogs import load_catalog, save_catalog

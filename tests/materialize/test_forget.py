@@ -49,7 +49,7 @@ from headrace.errors import RequestError, UnavailableError, UnknownNameError
 from headrace.read.dead_letters import list_letters, replay_letters
 from headrace.read.forgetting import forget_keys, parse_keys
 from headrace.read.history import History, view_values
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import load_catalog, save_catalog
 from headrace.stores.connection import open_store

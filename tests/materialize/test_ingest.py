@@ -33,7 +33,7 @@ from headrace.catalog.definitions import Catalog, Expectation
 from headrace.read.dataset import build_dataset, read_positions
 from headrace.read.explain import explain
 from headrace.read.history import History
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores import import_rows
 from headrace.stores.arrow import arrow_schema

@@ -40,7 +40,7 @@ from headrace.cli.checks import run_checks
 from headrace.dtypes import DType
 from headrace.errors import StaleCatalogError, StoreLostError, UnavailableError
 from headrace.read.lookup import LookupResult, lookup, parse_request, plan_service
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import load_catalog, replace_catalog, save_catalog
 from headrace.stores.codec.header import build_of

@@ -22,7 +22,7 @@ from stored import assert_store_equals_oracle
 from headrace.catalog.definitions import Catalog
 from headrace.compute.events import parse_entries
 from headrace.errors import StaleCatalogError, StoreLostError
-from headrace.read.values import step_values
+from headrace.read.online.values import step_values
 from headrace.settings import Settings
 from headrace.stores.catalogs import save_catalog
 from headrace.stores.codec.header import ROWS

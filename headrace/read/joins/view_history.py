@@ -19,9 +19,9 @@ from headrace.catalog.definitions import Catalog, FeatureView, Source
 from headrace.compute.expectations import NO_WATERMARK
 from headrace.compute.view_events import SourceEvents, needed_columns, view_events
 from headrace.dtypes import arrow_type
-from headrace.read.position_slices import with_watermarks
-from headrace.read.scans import PART, OnRead, RowScan
-from headrace.read.spill import Space
+from headrace.read.joins.position_slices import with_watermarks
+from headrace.read.joins.scans import PART, OnRead, RowScan
+from headrace.read.joins.spill import Space
 from headrace.stores.archive_rows import INDEX, OFFSET, PARTITION, archive_schema
 from headrace.stores.event_scan import EventScan, plan_events
 from headrace.stores.offline import OfflineStore

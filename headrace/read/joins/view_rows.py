@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Aggregation, Catalog, Column, FeatureView, Source
 from headrace.compute.forgotten import gone_file_rows
 from headrace.dtypes import DType, arrow_type
-from headrace.read.past import Past, sources_of
-from headrace.read.scans import PART, OnRead, RowScan, SlimScan
-from headrace.read.spill import Space
+from headrace.read.joins.past import Past, sources_of
+from headrace.read.joins.scans import PART, OnRead, RowScan, SlimScan
+from headrace.read.joins.spill import Space
 from headrace.stores.archive_rows import INDEX, OFFSET, PARTITION
 from headrace.stores.batch_files import BatchPart, BatchScan
 from headrace.windows.functions import parse_function

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from headrace.catalog.definitions import Catalog, FeatureView, Source, write_source
-from headrace.read.scans import RowScan
-from headrace.read.spill import Space
+from headrace.read.joins.scans import RowScan
+from headrace.read.joins.spill import Space
 from headrace.stores.tombstones import Tombstones
 
 __all__ = ["Past", "sources_of"]

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.read.lookup_requests import LookupRequest
+from headrace.read.online.lookup_requests import LookupRequest
+from headrace.read.online.reads import Marks
+from headrace.read.online.vectors import PRESENT, FewRows, Line, ManyRows, Vector
 from headrace.read.plans import LookupPlan, ViewStep
-from headrace.read.reads import Marks
-from headrace.read.vectors import PRESENT, FewRows, Line, ManyRows, Vector
 from headrace.stores.keys import layout_field
 from headrace.stores.markers import IMPORTS, Ready
 from headrace.windows.window import tail_us

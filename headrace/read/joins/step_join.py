@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Catalog
 from headrace.dtypes import arrow_type
-from headrace.read.key_hashes import key_hashes
+from headrace.read.joins.key_hashes import key_hashes
+from headrace.read.joins.limits import Limits, StepSizes
+from headrace.read.joins.past import Past
+from headrace.read.joins.prefetch import prefetched
+from headrace.read.joins.scans import RowScan
+from headrace.read.joins.spill import Buckets, Space
+from headrace.read.joins.view_join import Joined, gathered, join_rows, shown_numbers
+from headrace.read.joins.view_rows import RowShape, row_scans, row_shape
 from headrace.read.labels import Labels, label_rows
-from headrace.read.limits import Limits, StepSizes
-from headrace.read.past import Past
 from headrace.read.plans import LookupPlan, ViewStep
-from headrace.read.prefetch import prefetched
-from headrace.read.scans import RowScan
-from headrace.read.spill import Buckets, Space
-from headrace.read.view_join import Joined, gathered, join_rows, shown_numbers
-from headrace.read.view_rows import RowShape, row_scans, row_shape
 
 __all__ = ["NUMBER", "Advance", "Asked", "StepJoin"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from headrace.catalog.definitions import FeatureView
-from headrace.read.plain_reader import PlainReader
-from headrace.read.reads import Blobs, Marks
-from headrace.read.vectors import FewRows, Line
-from headrace.read.window_reader import OUT_OF_RANGE, WindowReader
+from headrace.read.online.plain_reader import PlainReader
+from headrace.read.online.reads import Blobs, Marks
+from headrace.read.online.vectors import FewRows, Line
+from headrace.read.online.window_reader import OUT_OF_RANGE, WindowReader
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, brief_head, form_of, unpack_header
 
 __all__ = ["FEW_ROWS", "FewReader", "Heads", "line_reader"]

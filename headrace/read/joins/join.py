@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from headrace.catalog.definitions import Catalog, DType
 from headrace.dtypes import arrow_type
+from headrace.read.joins.limits import Limits
+from headrace.read.joins.past import Past
+from headrace.read.joins.spill import Buckets, Space
+from headrace.read.joins.step_join import NUMBER, Asked, StepJoin
 from headrace.read.labels import Labels, label_rows
-from headrace.read.limits import Limits
-from headrace.read.past import Past
 from headrace.read.plans import LookupPlan
-from headrace.read.spill import Buckets, Space
-from headrace.read.step_join import NUMBER, Asked, StepJoin
 
 __all__ = ["OnProgress", "iter_training_rows"]
 

@@ -16,9 +16,9 @@ from scenario import NEWEST, PARTS, SECOND_US, WORDS, catalog, moment, ndjson, r
 
 from headrace.catalog.definitions import Catalog, Column, DType, OnDemandView, Service, ViewReference
 from headrace.errors import AsOfError, UnavailableError
-from headrace.read.few import FEW_ROWS
 from headrace.read.lookup import LookupPlan, LookupResult, lookup, parse_request, plan_features, plan_service
-from headrace.read.vectors import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT
+from headrace.read.online.few import FEW_ROWS
+from headrace.read.online.vectors import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT
 from headrace.settings import Settings
 from headrace.stores.codec.header import BUILD, build_of
 from headrace.stores.connection import open_store, open_store_async

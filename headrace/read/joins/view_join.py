@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.dtypes import arrow_type
-from headrace.read.key_codes import KeyCodes
-from headrace.read.view_rows import RowShape
+from headrace.read.joins.key_codes import KeyCodes
+from headrace.read.joins.view_rows import RowShape
 from headrace.windows.latest import LatestJoin
 from headrace.windows.point_in_time import Events, WindowJoin
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import FeatureView
-from headrace.read.vectors import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT, ManyRows, Vector
+from headrace.read.online.vectors import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT, ManyRows, Vector
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, Stacked, unpack_header
 from headrace.stores.codec.rows import decode_columns, row_layout
 from headrace.stores.codec.tiles import decode_tiles, tile_layout

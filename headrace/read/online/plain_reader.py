@@ -9,7 +9,7 @@ import struct
 
 from headrace.catalog.definitions import FeatureView
 from headrace.dtypes import DType
-from headrace.read.vectors import NOT_FOUND, OUTSIDE_MAX_AGE, PRESENT, Line
+from headrace.read.online.vectors import NOT_FOUND, OUTSIDE_MAX_AGE, PRESENT, Line
 from headrace.stores.codec.header import HEAD_BYTES, POSITION_BYTES
 
 __all__ = ["PlainReader"]

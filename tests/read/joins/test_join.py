@@ -53,13 +53,13 @@ from headrace.catalog.definitions import (
 from headrace.catalog.expectations import parse_expectations
 from headrace.errors import DataError
 from headrace.read.history import History
-from headrace.read.join import iter_training_rows
-from headrace.read.key_codes import KeyCodes
-from headrace.read.key_hashes import key_hashes
+from headrace.read.joins.join import iter_training_rows
+from headrace.read.joins.key_codes import KeyCodes
+from headrace.read.joins.key_hashes import key_hashes
+from headrace.read.joins.limits import Limits, StepSizes
+from headrace.read.joins.spill import Buckets, Space
 from headrace.read.labels import TableLabels
-from headrace.read.limits import Limits, StepSizes
 from headrace.read.plans import plan_service
-from headrace.read.spill import Buckets, Space
 from headrace.stores.offline_reads import open_table
 from headrace.stores.table_care import vacuum
 

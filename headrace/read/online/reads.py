@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.catalog.definitions import Catalog
 from headrace.errors import UnavailableError
-from headrace.read.lookup_requests import LookupRequest
+from headrace.read.online.lookup_requests import LookupRequest
 from headrace.stores.keys import entity_prefix, escape_all, layout_field, markers_key
 from headrace.stores.markers import (
     IMPORTS,

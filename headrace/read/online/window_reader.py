@@ -17,7 +17,7 @@ import numpy as np
 
 from headrace.catalog.definitions import Aggregation, FeatureView
 from headrace.dtypes import DType
-from headrace.read.vectors import PRESENT, Line
+from headrace.read.online.vectors import PRESENT, Line
 from headrace.stores.codec.header import HEAD_BYTES, OLDEST_US, POSITION_BYTES
 from headrace.stores.codec.tiles import decode_tiles, tile_layout
 from headrace.windows.aggregates import StateField, state_fields

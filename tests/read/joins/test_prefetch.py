@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from headrace.read.prefetch import prefetched
+from headrace.read.joins.prefetch import prefetched
 
 
 def test_items_come_in_order_from_a_thread_of_their_own() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalog.definitions import FeatureView
-from headrace.read.reads import Blobs, Marks
-from headrace.read.values import view_reader
-from headrace.read.vectors import ManyRows
+from headrace.read.online.reads import Blobs, Marks
+from headrace.read.online.values import view_reader
+from headrace.read.online.vectors import ManyRows
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, Stacked, brief_head, form_of, stack, unpack_header
 
 __all__ = ["ManyReader"]

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from headrace.errors import DataError
-from headrace.read.view_rows import RowShape
+from headrace.read.joins.view_rows import RowShape
 from headrace.stores.parquet_scan import BATCH_ROWS
 from headrace.windows.aggregates import state_fields
 from headrace.windows.listed import most_entries

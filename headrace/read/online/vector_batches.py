@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headrace.dtypes import DType, arrow_type
 from headrace.read.lookup import LookupPlan, LookupResult
-from headrace.read.vectors import ManyRows, Vector
+from headrace.read.online.vectors import ManyRows, Vector
 
 __all__ = [
     "CATALOG_VERSION",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from headrace.catalog.definitions import Source
 from headrace.compute.expectations import NO_WATERMARK, watermarks_before
-from headrace.read.scans import OnRead
-from headrace.read.spill import Buckets, Space
+from headrace.read.joins.scans import OnRead
+from headrace.read.joins.spill import Buckets, Space
 from headrace.stores.archive_rows import INDEX, OFFSET, PARTITION
 from headrace.stores.event_scan import EventScan
 from headrace.stores.markers import IMPORTS

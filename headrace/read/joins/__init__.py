@@ -1,0 +1,1 @@
+"""What a training set does inside: labels and rows of the past, joined in bounded memory."""
