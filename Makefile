@@ -1,7 +1,7 @@
 # make demo    the whole path on a real year of flights
 # make test    set-up, check, tests
 # make nightly make test, then thousands of scenarios against the oracle, 50 rounds of the crash suite from seeds of
-#              the day (SEED=N for others) and the worker's tests on a cluster
+#              the day (SEED=N for others), the worker's tests on a cluster, a join of 100,000,000 events
 # make check   lint, types, house rules
 # make feast-tests FEAST_SRC=path   Feast's own universal tests against our stores, from a checkout of Feast
 # make up      store, worker, archiver, server and scheduler in this terminal
@@ -28,6 +28,7 @@ nightly: test
 	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py
 	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
 	@HEADRACE_CLUSTER_ALL=1 $(BIN)/pytest -q tests/cluster
+	@$(BIN)/python -m benchmarks.point_in_time --nightly
 
 feast-tests: $(READY)
 	@$(BIN)/python tests/feast_plugin/run_universal.py "$(FEAST_SRC)"

@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 import uvloop
 
-__all__ = ["Load", "request_bytes"]
+__all__ = ["WARM_UP_S", "Load", "request_bytes"]
 
 WARM_UP_S = 0.5
 TICK_S = 0.0005
@@ -118,7 +118,7 @@ class Load:
             await asyncio.sleep(ends_s - time.perf_counter())
         else:
             self._idle = deque(held)
-            await self._offer(started_s, ends_s)
+            await self._offer(started_s, ends_s, connections)
         self.ended = True
         n, unsent = len(self.latencies_s), len(self._waiting)
         for connection in held:
@@ -129,7 +129,7 @@ class Load:
         counts = {"refused": self.refused, "lost": self.lost, "unsent": unsent}
         return {"per_s": n / seconds, **{name: s * 1e3 for name, s in found.items()}, **counts}
 
-    async def _offer(self, started_s: float, ends_s: float) -> None:
+    async def _offer(self, started_s: float, ends_s: float, connections: int) -> None:
         """Send what falls due until the end, then wait a while for what is under way."""
         assert self.rate is not None
         due, last = 0, int((ends_s - started_s) * self.rate)
@@ -142,8 +142,7 @@ class Load:
                 else:
                     self._waiting.append(due_s)
             await asyncio.sleep(TICK_S)
-        wanted = last - int(WARM_UP_S * self.rate)
-        while len(self.latencies_s) < wanted and time.perf_counter() < ends_s + LATEST_S:
+        while len(self._idle) < connections and time.perf_counter() < ends_s + LATEST_S:
             await asyncio.sleep(0.01)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.http_load import WARM_UP_S
 from benchmarks.machine import StoreServer, open_server, run_json, start_command
 from benchmarks.report import Result, higher, lower, missing, print_results, write_results
 from benchmarks.serving_store import redis_benchmark
@@ -36,6 +37,7 @@ CONNECTIONS = 8
 OPEN_CONNECTIONS = 64
 CASES = (("ten", 1), ("plain", 1), ("plain", 100))
 WRITES_PER_S = 36_000
+WARM_RUNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,13 @@ class Asked:
         """As fast as it answers, over CONNECTIONS connections; adds `cpu_us`, the processor time of a request."""
         before = served.process.cpu_s()
         found = self._load(served, service, rows, keys, accept, str(CONNECTIONS))
-        asked = found["per_s"] * self._size.seconds
+        asked = found["per_s"] * (self._size.seconds + WARM_UP_S)
         return {**found, "cpu_us": 1e6 * (served.process.cpu_s() - before) / max(asked, 1.0)}
+
+    def warm(self, served: Served, keys: int) -> None:
+        """Asks until what a server still does after its start (imports, first plans) is done."""
+        for _ in range(WARM_RUNS):
+            self.closed(served, "plain", 1, keys)
 
     def open(self, served: Served, service: str, rows: int, keys: int, rate: float) -> dict[str, float]:
         """At a constant rate of arrival, whatever happens."""
@@ -116,6 +123,7 @@ def _fill_windows(server: StoreServer, ours: Served, size: Size) -> None:
 
 
 def _feast(asked: Asked, feast: Served, size: Size) -> tuple[Rates, dict[str, float]]:
+    asked.warm(feast, size.feast_keys)
     rates = {(service, rows, JSON): asked.closed(feast, service, rows, size.feast_keys) for service, rows in CASES}
     half = rates["plain", 1, JSON]["per_s"] / 2
     rates["plain", 1, "half"] = asked.open(feast, "plain", 1, size.feast_keys, half)
@@ -123,6 +131,7 @@ def _feast(asked: Asked, feast: Served, size: Size) -> tuple[Rates, dict[str, fl
 
 
 def _ours(asked: Asked, ours: Served, size: Size, theirs: Rates, feast: dict[str, float]) -> tuple[Rates, list[Result]]:
+    asked.warm(ours, size.keys)
     rates: Rates = {}
     rows = []
     for service, n in CASES:

@@ -14,7 +14,7 @@ import redis
 from benchmarks.stream_events import PROJECT, SOURCE, windowed_view
 from headrace.catalog.definitions import Catalog, Column, Entity, FeatureView, Source
 from headrace.dtypes import DType
-from headrace.read.online.values import step_values
+from headrace.read.online.few import FewReader
 from headrace.read.online.window_reader import WindowReader
 from headrace.stores.codec.header import TILES, unpack_header
 from headrace.stores.keys import entity_key, entity_prefix, layout_field
@@ -70,11 +70,16 @@ def row_times(store: redis.Redis, tiles: int, repeats: int = 200) -> RowTimes:
     assert held[0] is not None
     blob, header = held[0], unpack_header(held[0], TILES)
     positions, newest_us = len(header.positions), header.newest_us
-    reader, t_us = WindowReader(view), np.array([T_US])
+    reader, few, last = WindowReader(view), FewReader([view]), len(view.features)
     return RowTimes(
         _best_us(lambda: reader.line(blob, positions, T_US, newest_us), repeats),
-        _best_us(lambda: step_values(view, held, t_us), repeats),
+        _best_us(lambda: _columns(few, held, [(positions, newest_us)], last), repeats),
     )
+
+
+def _columns(few: FewReader, held: list[bytes | None], heads: list[tuple[int, int]], n: int) -> list[pa.Array]:
+    rows = few.rows(0, [few.lines(held, heads, T_US, {})], {})
+    return [rows.array(feature) for feature in range(n)]
 
 
 def _best_us(read: Callable[[], object], repeats: int) -> float:
