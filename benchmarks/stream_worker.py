@@ -27,6 +27,7 @@ __all__ = ["Drained", "Pipeline", "pipeline"]
 POLL_S = 0.002
 TIMEOUT_S = 600.0
 HISTORY_US = 24 * 3_600_000_000
+RECENT_US, RECENT_SHARE = 600_000_000, 5
 PEAK_PER_S = 36_000
 
 
@@ -102,8 +103,11 @@ class Pipeline:
         return Drained(samples, self._received_bytes() - before)
 
     def history(self, n: int) -> Drained:
-        """`n` events evenly over the last 24 hours, so that the windows hold what a day leaves in them."""
-        return self.drain(n, _now_us() - HISTORY_US, HISTORY_US / n)
+        """`n` events evenly over the last 24 hours and five times as many over the last 10 minutes, so that the windows
+        hold what a day leaves in them and do not fill up while something is measured."""
+        self.drain(n, _now_us() - HISTORY_US, HISTORY_US / n)
+        recent = RECENT_SHARE * n
+        return self.drain(recent, _now_us() - RECENT_US, RECENT_US / recent)
 
     def peak(self, n: int) -> Drained:
         """`n` events that end now, 36,000 a second."""

@@ -49,7 +49,7 @@ def test_a_small_run_measures_everything(tmp_path) -> None:  # type: ignore[no-u
         running.history(2_000)
         drained = running.peak(150_000)
         assert drained.per_core() > 0 and drained.written_bytes > drained.events
-        assert running.applied() == 152_000
+        assert running.applied() == 162_000
         fresh = freshness(running, 2_000, 0.5)
         assert 0 < fresh.p50_ms <= fresh.p99_ms <= fresh.worst_ms
         assert bytes_per_entity(running.store, 1) < bytes_per_entity(running.store, 10)
