@@ -42,6 +42,22 @@ class Settings(BaseSettings):
     fast_lane: bool = Field(
         default=True, description="Whether lookups are answered before ASGI; 0 has every request go through it."
     )
+    deadline_ms: float = Field(
+        default=50.0, gt=0, le=600_000, description="Milliseconds after which a lookup is answered without the store."
+    )
+    degrade: bool = Field(
+        default=True, description="Whether a lookup may be answered without the store; 0 answers 503 instead."
+    )
+    kept_keys: int = Field(
+        default=100_000, ge=0, description="Entity keys whose last values a server keeps for degraded answers."
+    )
+    max_staleness: float = Field(
+        default=300.0, ge=0, description="Seconds for which kept values may be answered where a view does not say."
+    )
+    max_under_way: int = Field(default=2_000, ge=1, description="Most requests under way in one server process.")
+    shed_lag_ms: float = Field(
+        default=25.0, gt=0, description="Milliseconds the event loop may lag before requests are refused, batch first."
+    )
     max_rows: int = Field(default=1_000, ge=1, description="Most rows that one lookup may ask for.")
     compact_files: int = Field(
         default=100, ge=1, description="Small files of one event date from which on the archiver merges them."

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 
 from serving import health, predict, pushes, routes
 from serving.errors import HANDLERS, error_response
+from serving.guards.middleware import GuardsMiddleware
 from serving.metrics import MetricsMiddleware
 from serving.state import ServerState, lifespan
 
@@ -30,6 +31,7 @@ def build_app(state: ServerState) -> FastAPI:
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_exception_handler(RequestValidationError, on_wrong_parameter)
+    app.add_middleware(GuardsMiddleware, state=state)
     app.add_middleware(MetricsMiddleware, metrics=state.metrics)
     return app
 

@@ -10,34 +10,47 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from headrace.errors import RequestError
 from headrace.read.online.vector_batches import vector_bytes
 from headrace.stores.multiplexed import SharedConnection
 from serving.arrow_replies import ARROW, wants_arrow
 from serving.bodies import OFF_LOOP_BYTES
 from serving.errors import CLIENT_GONE, failure_response
-from serving.lookups import LookupCall, parse_question
+from serving.guards.heads import GUARD_HEADERS, RequestHead, parse_head
+from serving.guards.middleware import refusal
+from serving.lookups import ROUTE, LookupCall, parse_question
 from serving.state import ServerState
 
 __all__ = ["LaneProtocol", "lane_protocol"]
 
-ROUTE = "/get-online-features"
 Form = Literal["seconds", "rfc3339", "arrow"]
 """What a reply is: JSON, with features that are timestamps in one form or the other, or Arrow."""
 
-_URLS: dict[bytes, Form] = {
-    ROUTE.encode(): "seconds",
-    ROUTE.encode() + b"?metadata=plain": "seconds",
-    ROUTE.encode() + b"?timestamps=rfc3339": "rfc3339",
+_URLS: dict[bytes, tuple[Form, bool]] = {
+    ROUTE.encode(): ("seconds", False),
+    ROUTE.encode() + b"?metadata=plain": ("seconds", False),
+    ROUTE.encode() + b"?timestamps=rfc3339": ("rfc3339", False),
+    ROUTE.encode() + b"?strict=true": ("seconds", True),
 }
+"""What the URLs of lookups ask for: the form of the reply, and whether it must not be degraded."""
 _LEFT = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"))
 """Headers whose requests are left to the application."""
 _READ = frozenset((b"content-length", b"content-type", b"accept"))
+_KEPT = _READ | GUARD_HEADERS
 _MOST_HEADS, _LONGEST_HEAD = 1_000, 2_000
 _TIMER_S = 1.0
+
+
+class _Asks(NamedTuple):
+    """What a head asks for."""
+
+    form: Form
+    head: RequestHead
 
 
 class _Unheard:
@@ -55,6 +68,7 @@ class LaneCycle:
         "call",
         "disconnected",
         "form",
+        "head",
         "is_turn",
         "keep_alive",
         "more_body",
@@ -64,8 +78,8 @@ class LaneCycle:
 
     message_event = _Unheard()
 
-    def __init__(self, form: Form, keep_alive: bool, is_turn: bool, body: bytes = b"") -> None:
-        self.form: Form = form
+    def __init__(self, asks: _Asks, keep_alive: bool, is_turn: bool, body: bytes = b"") -> None:
+        self.form, self.head = asks
         self.keep_alive, self.is_turn, self.body = keep_alive, is_turn, body
         self.more_body, self.response_complete, self.disconnected = True, False, False
         self.call: LookupCall | None = None
@@ -77,14 +91,14 @@ class _KnownHeads:
     reply it asks for. They mean the same again."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, tuple[int, Form]] = {}
+        self._heads: dict[bytes, tuple[int, _Asks]] = {}
         self.get = self._heads.get
 
-    def add(self, head: bytes, length: int, form: Form) -> None:
+    def add(self, head: bytes, length: int, asks: _Asks) -> None:
         if len(self._heads) >= _MOST_HEADS:
             self._heads.clear()
         if len(head) <= _LONGEST_HEAD:
-            self._heads[head] = (length, form)
+            self._heads[head] = (length, asks)
 
 
 def lane_protocol(state: ServerState) -> Any:
@@ -100,7 +114,6 @@ class LaneProtocol(HttpToolsProtocol):
     def __init__(self, state: ServerState, heads: _KnownHeads, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state, self._heads = state, heads
-        self._submit = state.reads.submit  # type: ignore[union-attr]
         self._body_limit = min(state.settings.max_body_bytes, OFF_LOOP_BYTES - 1)
         self._is_between = True
         self._url = b""
@@ -128,7 +141,7 @@ class LaneProtocol(HttpToolsProtocol):
         if type(cycle) is not LaneCycle or cycle is before or cycle.more_body or not cycle.keep_alive:
             return
         if cycle.body == data[end:]:  # the only one in `data`, and whole
-            self._heads.add(data[:end], len(cycle.body), cycle.form)
+            self._heads.add(data[:end], len(cycle.body), _Asks(cycle.form, cycle.head))
 
     # what the parser has found
 
@@ -143,13 +156,13 @@ class LaneProtocol(HttpToolsProtocol):
         self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        form = self._form()
-        if form is None:
+        asks = self._asks()
+        if asks is None:
             self._leave_to_application()
             return
         before: Any = self.cycle
         is_turn = before is None or before.response_complete
-        cycle: Any = LaneCycle(form, self.parser.should_keep_alive(), is_turn)
+        cycle: Any = LaneCycle(asks, self.parser.should_keep_alive(), is_turn)
         self.cycle = cycle
         if not is_turn:
             self.flow.pause_reading()
@@ -172,24 +185,29 @@ class LaneProtocol(HttpToolsProtocol):
         if cycle.is_turn:
             self._ask(cycle)
 
-    def _form(self) -> Form | None:
-        """What reply a lookup asks for; None for a request that is left to the application."""
-        parser, form = self.parser, _URLS.get(self._url)
-        if form is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or self.root_path:
+    def _asks(self) -> _Asks | None:
+        """What the head of a lookup asks for; None for a request that is left to the application."""
+        parser, url = self.parser, _URLS.get(self._url)
+        if url is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or self.root_path:
             return None
+        form, strict = url
         found: dict[bytes, bytes] = {}
         for name, value in self._lines:
             name = name.lower()
             if name in _LEFT or name in found:
                 return None
-            if name in _READ:
-                found[name] = value.lower()
+            if name in _KEPT:
+                found[name] = value.lower() if name in _READ else value
         length = found.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._body_limit:
             return None
         if not found.get(b"content-type", b"").startswith(b"application/json"):
             return None
-        return "arrow" if wants_arrow(found.get(b"accept", b"").decode("latin-1")) else form
+        try:
+            head = parse_head(found, strict)
+        except RequestError:
+            return None  # the application says what is wrong
+        return _Asks("arrow" if wants_arrow(found.get(b"accept", b"").decode("latin-1")) else form, head)
 
     def _leave_to_application(self) -> None:
         super().on_message_begin()
@@ -210,24 +228,25 @@ class LaneProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._ask, cycle)  # not at once: it may end at once, and call the next
 
     def _ask(self, cycle: LaneCycle) -> None:
+        state = self._state
+        refused = refusal(state, cycle.head)
+        state.admission.enter()
+        if refused is not None:
+            self._refuse(cycle, refused)
+            return
         try:
-            cycle.call = LookupCall(self._state, parse_question(cycle.body))
-            packed, replies = cycle.call.pack()
+            call = cycle.call = LookupCall(state, parse_question(cycle.body), cycle.head)
         except Exception as error:
             self._fail(cycle, error)
             return
-        if replies:
-            self._submit(packed, replies, partial(self._answer, cycle))
-        else:
-            self._answer(cycle, [])
+        call.start(partial(self._answer, cycle), cycle.started_s)
 
-    def _answer(self, cycle: LaneCycle, replies: Any) -> None:
-        call = cycle.call
-        if call is None or isinstance(replies, Exception):
-            self._fail(cycle, replies)
+    def _answer(self, cycle: LaneCycle, result: Any) -> None:
+        call, form = cycle.call, cycle.form
+        if call is None or isinstance(result, Exception):
+            self._fail(cycle, result)
             return
         try:
-            result, form = call.result(replies), cycle.form
             body = vector_bytes(result) if form == "arrow" else call.served.write(result, times=form)
         except Exception as error:
             self._fail(cycle, error)
@@ -235,7 +254,9 @@ class LaneProtocol(HttpToolsProtocol):
             self._reply(cycle, 200, self._head_of(200, ARROW) if form == "arrow" else self._json_head(), body)
 
     def _fail(self, cycle: LaneCycle, error: Exception) -> None:
-        response = failure_response(error, ROUTE)
+        self._refuse(cycle, failure_response(error, ROUTE))
+
+    def _refuse(self, cycle: LaneCycle, response: Response) -> None:
         head = self._head_of(response.status_code)
         for name, value in response.headers.items():
             if not name.startswith("content-"):
@@ -257,6 +278,7 @@ class LaneProtocol(HttpToolsProtocol):
     def _reply(self, cycle: LaneCycle, status: int, head: bytes, body: bytes) -> None:
         now_s = self._idle_since_s = time.perf_counter()
         self._state.metrics.observe(ROUTE, status, now_s - cycle.started_s)
+        self._state.admission.leave()
         if self.transport.is_closing():
             cycle.response_complete = True
             return

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from headrace.errors import RequestError
-from headrace.read.lookup import LookupRequest, LookupResult, answer, fetch, parse_request
+from headrace.errors import DeadlineError, RequestError, UnavailableError
+from headrace.read.lookup import LookupRequest, LookupResult, answer, parse_request
+from headrace.read.online.degraded import degraded_answer
+from headrace.read.online.kept import Times
 from headrace.read.online.reads import Asked
 from serving.bodies import parse_body, parse_moment
+from serving.guards.heads import RequestHead
 from serving.plans import ServedPlan
 from serving.schemas import LookupBody
 from serving.state import ServerState, now_us
 
-__all__ = ["LookupCall", "Question", "parse_question"]
+__all__ = ["ROUTE", "USUAL_HEAD", "LookupCall", "OnAnswered", "Question", "parse_question"]
+
+ROUTE = "/get-online-features"
+USUAL_HEAD = RequestHead()
+OnAnswered = Callable[[Any], None]
+"""Gets a LookupResult, or an exception in its place."""
 
 _FIELDS = frozenset(("entities", "feature_service", "features", "full_feature_names", "as_of"))
 _LISTS, _TEXTS = frozenset((list,)), frozenset((str,))
@@ -66,11 +76,22 @@ def _is_plain(question: Question) -> bool:
 
 
 class LookupCall:
-    """One request under way: what to ask the store for, and what to make of its replies."""
+    """One request under way: what to ask the store for, and what to make of its replies, or of their absence."""
 
-    __slots__ = ("_as_of_us", "_asked", "_now_us", "_request", "_state", "served")
+    __slots__ = (
+        "_as_of_us",
+        "_asked",
+        "_deadline_s",
+        "_now_us",
+        "_on_done",
+        "_request",
+        "_state",
+        "_strict",
+        "is_settled",
+        "served",
+    )
 
-    def __init__(self, state: ServerState, question: Question) -> None:
+    def __init__(self, state: ServerState, question: Question, head: RequestHead = USUAL_HEAD) -> None:
         """Raises RequestError (UnknownNameError, ...) for what the catalog cannot answer."""
         entities, service, features, full_names, as_of = question
         if (service is None) == (not features):
@@ -81,19 +102,94 @@ class LookupCall:
         self._as_of_us = parse_moment(as_of)
         self._now_us = now_us()
         self._asked: Asked = self.served.plan.reads.ask(self._request)
+        self._deadline_s = head.deadline_s or state.deadline_s
+        self._strict, self.is_settled = head.strict or not state.settings.degrade, False
 
-    def pack(self) -> tuple[bytes, int]:
-        """The commands, and how many replies they get; 0 where nothing need be asked."""
-        return self.served.plan.reads.pack(self._asked)
+    def start(self, on_done: OnAnswered, since_s: float) -> None:
+        """Asks the store. `on_done` is called once, maybe at once: with the answer, or with the exception that there is
+        none for. `since_s` of time.monotonic() is when the request came."""
+        state, self._on_done = self._state, on_done
+        packed, replies = self.served.plan.reads.pack(self._asked)
+        if not replies:
+            self._take([])
+        elif state.breaker.allows(time.monotonic()):
+            state.deadlines.watch(self, since_s + self._deadline_s)
+            state.ask(self.served.plan, self._asked, packed, replies, self._take_replies)
+        else:
+            self._fall_back(None, UnavailableError("The online store does not answer; try again."))
 
-    async def fetch(self) -> Sequence[Any]:
-        """The replies."""
-        return await fetch(self._state.reads, self.served.plan, self._asked)
+    async def answer(self) -> LookupResult:
+        """The answer, for callers that wait. Raises UnavailableError, AsOfError, DataError."""
+        found: asyncio.Future[LookupResult] = asyncio.get_running_loop().create_future()
 
-    def result(self, replies: Sequence[Any]) -> LookupResult:
-        """The answer, counted. Raises UnavailableError, AsOfError."""
-        plan = self.served.plan
-        found = answer(plan, self._request, self._asked, replies, self._as_of_us, self._now_us)
-        self._state.refuse_unconfirmed()
-        self._state.metrics.looked_up(found)
-        return found
+        def on_done(answered: LookupResult | Exception) -> None:
+            if found.done():
+                return
+            if isinstance(answered, Exception):
+                found.set_exception(answered)
+            else:
+                found.set_result(answered)
+
+        self.start(on_done, time.monotonic())
+        return await found
+
+    def expire(self) -> None:
+        """The deadline has come before the store's replies."""
+        state = self._state
+        state.guards.late.labels(ROUTE).inc()
+        if self._deadline_s >= state.deadline_s:  # who waits for less than usual says nothing about the store
+            state.breaker.failed(time.monotonic())
+        waited = f"The online store did not answer within {self._deadline_s * 1e3:g} ms; try again."
+        self._fall_back(None, DeadlineError(waited))
+
+    def _take_replies(self, replies: Any) -> None:
+        if isinstance(replies, Exception):
+            self._state.breaker.failed(time.monotonic())
+            if not self.is_settled:
+                self._fall_back(None, replies)
+            return
+        self._state.breaker.succeeded()
+        if not self.is_settled:
+            self._take(replies)
+
+    def _take(self, replies: Sequence[Any]) -> None:
+        plan, state = self.served.plan, self._state
+        lost = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if lost is not None:
+            self._fall_back(replies, lost)
+            return
+        try:
+            found = answer(plan, self._request, self._asked, replies, self._as_of_us, self._now_us)
+            state.refuse_unconfirmed()
+        except UnavailableError as error:
+            self._fall_back(replies, error)
+        except Exception as error:
+            self._settle(error)
+        else:
+            if self._as_of_us is None and replies and found.marks is not None:
+                times = Times(found.times_us, self._now_us)
+                state.degraded.kept.keep(plan.reads, self._asked, replies, found.marks, times)
+            self._settle(found)
+
+    def _fall_back(self, replies: Sequence[Any] | None, reason: Exception) -> None:
+        """Answers by tiers, unless the caller or its moment forbids it."""
+        plan, state = self.served.plan, self._state
+        if self._strict or self._as_of_us is not None:
+            self._settle(reason)
+            return
+        try:
+            unconfirmed = state.unconfirmed() is not None
+            held = None if unconfirmed else replies
+            found = degraded_answer(plan, self._request, self._asked, held, state.degraded, reason, self._now_us)
+        except Exception as error:
+            self._settle(error)
+        else:
+            self._settle(found)
+
+    def _settle(self, answered: LookupResult | Exception) -> None:
+        self.is_settled = True
+        if isinstance(answered, LookupResult):
+            self._state.metrics.looked_up(answered)
+            if answered.tiers:
+                self._state.guards.count_degraded(answered)
+        self._on_done(answered)

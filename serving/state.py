@@ -15,13 +15,21 @@ from fastapi import FastAPI, Request
 
 from headrace.catalog.definitions import Catalog, catalog_from_json
 from headrace.errors import HeadraceError, SettingsError, UnavailableError
+from headrace.read.lookup import LookupPlan, fetch
+from headrace.read.online.degraded import Degraded
+from headrace.read.online.kept import KeptValues
+from headrace.read.online.reads import Asked
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store, open_store_async
 from headrace.stores.keys import catalog_key
 from headrace.stores.models import Champions
-from headrace.stores.multiplexed import SharedConnection
+from headrace.stores.multiplexed import OnDone, SharedConnection
 from headrace.telemetry import get_logger
+from serving.guards.admission import Admission
+from serving.guards.breaker import Breaker
+from serving.guards.counts import GuardCounts
+from serving.guards.deadlines import Deadlines
 from serving.metrics import Metrics
 from serving.plans import Plans
 from serving.topic_heads import TopicHeads
@@ -45,16 +53,31 @@ class ServerState:
         self.plans = Plans(catalog)
         self.problem: str | None = None
         self.metrics = Metrics()
+        self.guards = GuardCounts(self.metrics.registry)
+        self.admission = Admission(settings.max_under_way, settings.shed_lag_ms / 1e3)
+        self.deadlines, self.deadline_s = Deadlines(), settings.deadline_ms / 1e3
+        self.breaker = Breaker(lambda is_open: self.guards.breaker.labels("0").set(is_open))
+        self.degraded = Degraded(KeptValues(settings.kept_keys), int(settings.max_staleness * 1e6))
         self.champions = Champions(settings.data_dir)
         self.topic_heads = TopicHeads(settings)
         self._confirmed_s = time.monotonic()
         self._stopping = asyncio.Event()
+        self._asking: set[asyncio.Task[None]] = set()
 
     def use(self, catalog: Catalog, plans: Plans) -> None:
         """Answer from `catalog` from now on, by its `plans`; requests under way keep the one they began with."""
         self.problem = clock_problem(self.settings, catalog)
         if self.problem is None:
             self.catalog, self.plans = catalog, plans
+
+    def ask(self, plan: LookupPlan, asked: Asked, packed: bytes, replies: int, on_done: OnDone) -> None:
+        """Sends what `plan.reads.pack(asked)` gave; `on_done` gets the replies, or an exception."""
+        if isinstance(self.reads, SharedConnection):
+            self.reads.submit(packed, replies, on_done)
+        else:
+            task = asyncio.get_running_loop().create_task(fetch_into(self.reads, plan, asked, on_done))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
 
     async def follow_catalog(self) -> None:
         """Take every catalog that apply writes, until `stop_following`."""
@@ -102,6 +125,16 @@ class ServerState:
             return
         self.use(catalog, await asyncio.to_thread(Plans, catalog))
         log.info("catalog changed", version=catalog.version, problem=self.problem)
+
+
+async def fetch_into(store: redis.asyncio.Redis, plan: LookupPlan, asked: Asked, on_done: OnDone) -> None:
+    """As `fetch`, for whoever waits with a callback."""
+    try:
+        replies = await fetch(store, plan, asked)
+    except (redis.RedisError, OSError) as error:
+        on_done(error if isinstance(error, redis.RedisError) else redis.ConnectionError(str(error)))
+    else:
+        on_done(replies)
 
 
 def shared_reads(store: Any) -> redis.asyncio.Redis | SharedConnection:

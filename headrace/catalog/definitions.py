@@ -151,6 +151,7 @@ class FeatureView:
     Events of `source` pass `expectations`, then `transform`, before they count; rows written directly do not.
     `entities` are names, in declared order; `features` in declared order.
     `ttl_us` 0 means that a row never expires. `fingerprint` is a hash of everything that changes a value.
+    `defaults` (JSON text by feature) and `max_staleness_us` (None: the server's) are for degraded answers.
     """
 
     name: str
@@ -168,6 +169,8 @@ class FeatureView:
     tags: tuple[tuple[str, str], ...] = ()
     transform: Transform | None = None
     expectations: tuple[Expectation, ...] = ()
+    defaults: tuple[tuple[str, str], ...] = ()
+    max_staleness_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

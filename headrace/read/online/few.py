@@ -12,13 +12,16 @@ from headrace.read.online.vectors import FewRows, Line
 from headrace.read.online.window_reader import OUT_OF_RANGE, WindowReader
 from headrace.stores.codec.header import OLDEST_US, ROWS, TILES, brief_head, form_of, unpack_header
 
-__all__ = ["FEW_ROWS", "FewReader", "Heads", "line_reader"]
+__all__ = ["FEW_ROWS", "FewReader", "Head", "Heads", "line_reader"]
 
 FEW_ROWS = 16
 """Up to so many rows are read one by one, more as arrays."""
 
 Heads = list[tuple[int, int]]
 """By step: how many positions the value's header has and its newest event time; before all time without a value."""
+
+Head = tuple[bytes | None, int, int]
+"""One value that counts (None: there is none), and its head as in Heads."""
 
 _NO_HEAD = (0, OLDEST_US)
 
@@ -68,6 +71,33 @@ class FewReader:
             heads.append((positions, newest_us))
         return heads
 
+    def head(self, step: int, blob: bytes | None, marks: Marks) -> Head:
+        """One value, if it counts, and its head. Raises UnavailableError for one of a later build than the markers'."""
+        if blob is not None:
+            form, positions, build, newest_us = brief_head(blob)
+            if build != marks.builds[step]:
+                marks.refuse_newer(build, step)
+            else:
+                if form != self._forms[step]:
+                    unpack_header(blob, self._kinds[step])
+                return blob, positions, newest_us
+        return None, *_NO_HEAD
+
+    def line(self, step: int, head: Head, t_us: int, beyond: dict[tuple[int, int], int]) -> Line:
+        """What one view shows at `t_us`; else as `lines`."""
+        blob, positions, newest_us = head
+        reader = self._readers[step]
+        found = reader.unseen if blob is None else reader.line(blob, positions, t_us, newest_us)
+        return self._without_out_of_range(step, found, beyond)
+
+    def _without_out_of_range(self, step: int, line: Line, beyond: dict[tuple[int, int], int]) -> Line:
+        status, time_us, values, whole = line
+        if whole or OUT_OF_RANGE not in values:
+            return line
+        for place in [place for place, value in enumerate(values) if value is OUT_OF_RANGE]:
+            beyond[step, place] = beyond.get((step, place), 0) + 1
+        return status, time_us, [None if value is OUT_OF_RANGE else value for value in values], False
+
     def lines(
         self, blobs: Sequence[bytes | None], heads: Heads, t_us: int, beyond: dict[tuple[int, int], int]
     ) -> list[Line]:
@@ -78,11 +108,8 @@ class FewReader:
             for reader, blob, (positions, newest_us) in zip(self._readers, blobs, heads, strict=True)
         ]
         for i in self._windowed:
-            status, time_us, values, whole = found[i]
-            if not whole and OUT_OF_RANGE in values:
-                for place in [place for place, value in enumerate(values) if value is OUT_OF_RANGE]:
-                    beyond[i, place] = beyond.get((i, place), 0) + 1
-                found[i] = status, time_us, [None if value is OUT_OF_RANGE else value for value in values], False
+            if not found[i][3]:
+                found[i] = self._without_out_of_range(i, found[i], beyond)
         return found
 
     def rows(self, view: int, lines: Sequence[Sequence[Line]], beyond: Mapping[tuple[int, int], int]) -> FewRows:

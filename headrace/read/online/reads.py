@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.catalog.definitions import Catalog
@@ -29,7 +30,9 @@ from headrace.stores.wire import pack_command
 if TYPE_CHECKING:
     from headrace.read.plans import ViewStep
 
-__all__ = ["Asked", "Blobs", "Marks", "StoreReads"]
+__all__ = ["Asked", "Blobs", "Marks", "Place", "StoreReads"]
+
+_numbers = count()
 
 Blobs = list[list[bytes | None]]
 """Stored values, None where there is none: by step, by row, or the other way round."""
@@ -56,7 +59,7 @@ class _Entity:
         return b"".join([pack_command([b"HMGET", key.encode(), *fields]) for key in keys])
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a step's values stand: which entity, which of its columns, which of its fields."""
 
     entity: int
@@ -84,7 +87,7 @@ class Marks:
         builds = dict(zip(reads.views, raw[n_places + n_views :], strict=False))
         self.builds = [_build(builds[layout_field(step.view)]) for step in reads.steps]
         windowed = [step.view for step in reads.steps if step.view.kind == "windowed"]
-        self.unready = next((view.name for view in windowed if ready[layout_field(view)] is None), None)
+        self.unready = [view.name for view in windowed if ready[layout_field(view)] is None]
 
     @property
     def applied(self) -> dict[tuple[str, int], Applied | None]:
@@ -105,9 +108,9 @@ class Marks:
 
     def refuse_unready(self) -> None:
         """Raises UnavailableError unless every windowed view's layout is complete."""
-        if self.unready is not None:
+        if self.unready:
             raise UnavailableError(
-                f"View {self.unready!r} is not ready: its layout is still being built; "
+                f"View {self.unready[0]!r} is not ready: its layout is still being built; "
                 "see that a worker runs, then try again."
             )
 
@@ -127,6 +130,7 @@ class StoreReads:
     """The reads of one plan's steps."""
 
     def __init__(self, catalog: Catalog, steps: Sequence[ViewStep]) -> None:
+        self.number = next(_numbers)
         self.steps = tuple(steps)
         names = dict.fromkeys(step.view.source for step in steps if step.view.source is not None)
         self.places = [(name, part) for name in names for part in (IMPORTS, *range(catalog.source(name).partitions))]
@@ -135,8 +139,8 @@ class StoreReads:
         marks = [applied_field("source", *place) for place in self.places]
         marks += [field(view) for field in (ready_field, build_field) for view in views.values()]
         self.marks = (markers_key(catalog.project), marks)
-        self._entities, self._places = _compile(catalog.project, self.steps)
-        self._is_simple = self._places == [_Place(0, 0, i) for i in range(len(steps))] and bool(steps)
+        self._entities, self.step_places = _compile(catalog.project, self.steps)
+        self._is_simple = self.step_places == [Place(0, 0, i) for i in range(len(steps))] and bool(steps)
         self._packed_marks = pack_command([part.encode() for part in ("HMGET", self.marks[0], *marks)])
         self._seen: tuple[list[bytes | None], Marks] | None = None
 
@@ -193,7 +197,7 @@ class StoreReads:
             by_entity.append(list(zip(*held, strict=True)) if held else [()] * len(entity.fields))
         return [
             _picked(by_entity[place.entity][place.field], asked.numbers[place.entity][place.columns])
-            for place in self._places
+            for place in self.step_places
         ]
 
 
@@ -212,7 +216,7 @@ def _number(prefix: str, request: LookupRequest, columns: Sequence[str], seen: d
     return [-1 if row in missing else seen.setdefault(prefix + text, len(seen)) for row, text in enumerate(rows)]
 
 
-def _compile(project: str, steps: Sequence[ViewStep]) -> tuple[list[_Entity], list[_Place]]:
+def _compile(project: str, steps: Sequence[ViewStep]) -> tuple[list[_Entity], list[Place]]:
     """The entities of the steps, and where each step's values stand."""
     columns: dict[str, dict[tuple[str, ...], None]] = {}
     fields: dict[str, dict[str, None]] = {}
@@ -226,7 +230,7 @@ def _compile(project: str, steps: Sequence[ViewStep]) -> tuple[list[_Entity], li
         number = prefixes.index(entity_prefix(project, step.view.entities))
         entity = entities[number]
         place = (entity.columns.index(step.request_keys), entity.fields.index(layout_field(step.view)))
-        places.append(_Place(number, *place))
+        places.append(Place(number, *place))
     return entities, places
 
 

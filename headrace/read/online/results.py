@@ -14,6 +14,7 @@ from headrace.read.online.lookup_requests import LookupRequest
 from headrace.read.online.reads import Marks
 from headrace.read.online.vectors import PRESENT, FewRows, Line, ManyRows, Vector
 from headrace.read.plans import LookupPlan, ViewStep
+from headrace.read.tiers import Tier
 from headrace.stores.keys import layout_field
 from headrace.stores.markers import IMPORTS, Ready
 from headrace.windows.window import tail_us
@@ -35,18 +36,21 @@ class LookupResult:
         self,
         plan: LookupPlan,
         request: LookupRequest,
-        marks: Marks,
+        marks: Marks | None,
         times_us: Sequence[int],
         *,
         lines: Sequence[Sequence[Line]] = (),
         many: Sequence[ManyRows] = (),
         beyond: Mapping[tuple[int, int], int] | None = None,
+        tiers: Sequence[Sequence[Tier]] = (),
     ) -> None:
         """`lines` holds few rows, by row and step; `many` holds many rows, by step; `beyond` says of few rows how many
-        values of a step's feature, by their numbers, are out of range."""
+        values of a step's feature, by their numbers, are out of range; `tiers` says of a degraded answer, by row and
+        step, where its values come from. `marks` is None where the markers could not be read."""
         self.plan, self.request, self.lines = plan, request, lines
-        self._marks, self._times_us, self._many, self._beyond = marks, times_us, many, beyond or {}
+        self.marks, self.times_us, self._many, self._beyond = marks, times_us, many, beyond or {}
         self.on_demand: dict[str, ManyRows] = {}
+        self.tiers = tiers
 
     def add_on_demand(self) -> None:
         """Computes what the plan's functions give. Raises DataError for one that fails."""
@@ -95,7 +99,7 @@ class LookupResult:
 
     @cached_property
     def t_us(self) -> Ints:
-        return np.array(self._times_us, np.int64)
+        return np.array(self.times_us, np.int64)
 
     @property
     def out_of_range(self) -> Mapping[tuple[str, str], int]:
@@ -112,18 +116,25 @@ class LookupResult:
     @cached_property
     def details(self) -> dict[str, Any]:
         """Per view: the positions that its values hold at least, the watermark, and whether a window is warming."""
-        applied, ready = self._marks.applied, self._marks.ready
-        views = {}
-        for step in self.plan.steps:
-            of_source = {part: mark for (name, part), mark in applied.items() if name == step.view.source}
-            marks = {part: mark for part, mark in of_source.items() if mark and (part != IMPORTS or mark.offset)}
-            since = [mark.watermark_us for mark in marks.values() if mark.watermark_us is not None]
-            views[step.name] = {
-                "positions": {str(part): str(mark) for part, mark in marks.items()},
-                "watermark_us": max(since, default=None),
-                "warming": _is_warming(step, ready[layout_field(step.view)], min(self._times_us)),
-            }
-        return {"views": views}
+        return {"views": {step.name: self._details_of(i, step) for i, step in enumerate(self.plan.steps)}}
+
+    def _details_of(self, number: int, step: ViewStep) -> dict[str, Any]:
+        marks, t_us = self._marks_of(number), min(self.times_us)
+        if marks is None:
+            return {"positions": {}, "watermark_us": None, "warming": False}
+        of_source = {part: mark for (name, part), mark in marks.applied.items() if name == step.view.source}
+        applied = {part: mark for part, mark in of_source.items() if mark and (part != IMPORTS or mark.offset)}
+        since = [mark.watermark_us for mark in applied.values() if mark.watermark_us is not None]
+        return {
+            "positions": {str(part): str(mark) for part, mark in applied.items()},
+            "watermark_us": max(since, default=None),
+            "warming": _is_warming(step, marks.ready[layout_field(step.view)], t_us),
+        }
+
+    def _marks_of(self, number: int) -> Marks | None:
+        """The markers that hold for all rows of a step: those of its oldest value that was kept, else the answer's."""
+        kept = [row[number] for row in self.tiers if row[number].marks is not None]
+        return min(kept, key=lambda tier: tier.t_us).marks if kept else self.marks
 
 
 def _is_warming(step: ViewStep, ready: Ready | None, t_us: int) -> bool:

@@ -1,0 +1,1 @@
+"""What stands before a request: what its head says, whether it may come in, how long it may take."""
