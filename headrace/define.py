@@ -23,6 +23,7 @@ from feast.data_format import JsonFormat
 from headrace.catalog.compile_sources import schema_text
 from headrace.catalog.definitions import Column, DType
 from headrace.catalog.expectations import parse_expectations, render_expectations
+from headrace.catalog.fallbacks import DEFAULTS, MAX_STALENESS, render_defaults
 from headrace.catalog.feast_types import StreamSource, dtype_of_entity, duration_us, feast_type, value_type
 from headrace.catalog.schema import dtype_of_ddl, parse_ddl, render_ddl
 from headrace.errors import DefinitionError
@@ -181,6 +182,8 @@ def stream_view(
     engine: Literal["pandas", "polars"] = "pandas",
     columns: Mapping[str, str] | None = None,
     expect: Mapping[str, Sequence[str]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    max_staleness: str | None = None,
     online: bool = True,
     tags: Mapping[str, str] | None = None,
     description: str = "",
@@ -191,8 +194,9 @@ def stream_view(
     `transform` is a row-wise function from frame to frame (of `engine`) that events pass before they are aggregated:
     it may filter, derive and explode rows and keeps the column `_row`; `columns` are those that it gives, by default
     the source's. `expect` holds rules by column of the source (see `events`): an event that breaks one is in no window
-    of this view. Raises DefinitionError for a source without the tag `schema`, a missing column, an unfit function
-    and an unknown rule.
+    of this view. `defaults` are values by feature for answers that neither the store nor a server's memory has in time,
+    `max_staleness` (like 5m) how old a value of that memory may be. Raises DefinitionError for a source without the tag
+    `schema`, a missing column, an unfit function and an unknown rule.
     """
     keyed = _entities(name, entities)
     if not isinstance(source, StreamSource):
@@ -223,10 +227,15 @@ def stream_view(
         mode="pandas" if transform else "python",
         udf=None if transform is None else _unannotated(transform),
         udf_string=_source_text(transform),
-        tags={**(tags or {}), **own_tags},
+        tags={**(tags or {}), **own_tags, **_fallback_tags(defaults, max_staleness)},
         description=description,
         owner=owner,
     )
+
+
+def _fallback_tags(defaults: Mapping[str, Any] | None, max_staleness: str | None) -> dict[str, str]:
+    found = {} if defaults is None else {DEFAULTS: render_defaults(defaults)}
+    return found if max_staleness is None else {**found, MAX_STALENESS: max_staleness}
 
 
 def _entities(view: str, given: Any) -> list[Entity]:

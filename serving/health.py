@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import cast
 
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from headrace.catalog.definitions import Catalog, FeatureView
+from headrace.errors import UnavailableError
 from headrace.stores.counters import Counted, decode_counts, sources_counts
 from headrace.stores.gaps import gap_field
 from headrace.stores.keys import counters_key, markers_key
@@ -23,6 +25,9 @@ from serving.state import ServerState, state_of
 __all__ = ["router"]
 
 router = APIRouter()
+
+REPORT_S = 2.0
+"""How long a report waits for the store: whoever asks how things stand asks again soon."""
 
 
 @router.get("/health", responses=HEALTH)
@@ -69,9 +74,10 @@ async def metrics(request: Request) -> Response:
 
 async def _counts(state: ServerState) -> dict[Counted, int]:
     """What the worker has counted; nothing while the store does not answer."""
+    asked = cast(Awaitable[dict[bytes, bytes]], state.store.hgetall(counters_key(state.catalog.project)))
     try:
-        raw = await cast(Awaitable[dict[bytes, bytes]], state.store.hgetall(counters_key(state.catalog.project)))
-    except (redis.RedisError, OSError):
+        raw = await asyncio.wait_for(asked, REPORT_S)
+    except (redis.RedisError, OSError, TimeoutError):
         return {}
     return decode_counts(raw)
 
@@ -98,4 +104,7 @@ async def read_markers(state: ServerState, fields: list[str]) -> list[bytes | No
     if not fields:
         return []
     reply = state.store.hmget(markers_key(state.catalog.project), fields)
-    return await cast(Awaitable[list[bytes | None]], reply)
+    try:
+        return await asyncio.wait_for(cast(Awaitable[list[bytes | None]], reply), REPORT_S)
+    except TimeoutError:
+        raise UnavailableError(f"The online store did not answer within {REPORT_S:g} s; try again.") from None

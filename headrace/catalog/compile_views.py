@@ -23,6 +23,7 @@ from headrace.catalog.compile_sources import compile_batch_source, file_types, t
 from headrace.catalog.compile_transforms import compile_transform, transformed_columns
 from headrace.catalog.definitions import Aggregation, BatchSource, Column, DType, Entity, FeatureView, Source
 from headrace.catalog.expectations import expectations_of_tag
+from headrace.catalog.fallbacks import defaults_of_tag, max_staleness_of_tag
 from headrace.catalog.feast_types import StreamSource, dtype_of_entity, dtype_of_feast, duration_us
 from headrace.catalog.schema import RESERVED_COLUMNS, can_cast, refuse_same_but_case, refuse_twice
 from headrace.errors import DefinitionError
@@ -97,6 +98,9 @@ class Compiler:
         else:
             compiled = self._batch(view, keys)
         _check_features(compiled, keys)
+        who = f"view {view.name!r}"
+        defaults = defaults_of_tag(view.tags, compiled.features, who)
+        compiled = replace(compiled, defaults=defaults, max_staleness_us=max_staleness_of_tag(view.tags, who))
         key_types = sorted((name, entities[name].join_key, entities[name].dtype) for name in view.entities)
         return replace(compiled, fingerprint=fingerprint(self._content(compiled, key_types)))
 

@@ -11,7 +11,7 @@ __all__ = ["KAFKA_TAGS", "SOURCE_TAGS", "VIEW_TAGS", "refuse_tags"]
 
 SOURCE_TAGS = ("event_id", "partitions", "dedup_horizon", "max_future_skew", "schema", "expect", "retention")
 KAFKA_TAGS = (*(tag for tag in SOURCE_TAGS if tag != "schema"), "payload")
-VIEW_TAGS = ("expect", "transformed", "engine")
+VIEW_TAGS = ("expect", "transformed", "engine", "defaults", "max_staleness")
 NEAR = 0.8
 """How alike, from 0 to 1, a tag must be to one of ours to be taken for a slip."""
 
