@@ -66,6 +66,12 @@ class Settings(BaseSettings):
         default=168, ge=0, description="Hours after which the archiver deletes files that left a table."
     )
     max_body_bytes: int = Field(default=16 << 20, ge=1, description="Largest request body in bytes.")
+    feature_log_rows: int = Field(
+        default=10_000, ge=0, description="Most sampled rows that wait in one server process; more are dropped."
+    )
+    served_days: int = Field(
+        default=30, ge=0, description="Days for which served rows are kept in the offline store; 0 keeps them for ever."
+    )
     stream_budget: int = Field(
         default=4 << 30, ge=1, description="Most bytes of events that a stream's partition holds; past it a push waits."
     )

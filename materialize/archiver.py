@@ -48,6 +48,7 @@ PACE_EVENTS, PACE_S = 20_000, 0.1  # fewer are worth a wait: small reads cost th
 CATALOG_EVERY_S = 1.0
 ORDERS_EVERY_S = 0.5
 LETTERS_EVERY_S = 0.5
+SERVED_EVERY_S = 1.0
 IMPORTS_EVERY_S = 1.0
 LOOK_EVERY_S = 1.0
 TRIM_EVERY_S = 2.0
@@ -127,6 +128,7 @@ class Archiver:
         self._imports.step(self._catalog)
         self._every("imports", IMPORTS_EVERY_S, self._imports.publish)
         self._every("letters", LETTERS_EVERY_S, self._take_letters)
+        self._every("served", SERVED_EVERY_S, self._take_served)
         self._every("orders", ORDERS_EVERY_S, self._obey_orders)
         self._every("look", LOOK_EVERY_S, self._look)
         self._every("trim", TRIM_EVERY_S, self._trim)
@@ -316,6 +318,9 @@ class Archiver:
             self.offline.append_letters(*self._forgotten.living_letters(self._catalog, rows, offsets), last)
             forget_letters(self._store, self._project, last)
 
+    def _take_served(self) -> None:
+        self._forgotten.take_served()
+
     def _obey_orders(self) -> None:
         sources = {name for name, _ in self._lanes}
         obey_orders(self._store, self._catalog, self.offline, sources, self._imports, self._forgotten)
@@ -340,5 +345,6 @@ class Archiver:
             self.flush()
             self._publish()
             self._take_letters()
+            self._take_served()
         except (redis.RedisError, OSError, HeadraceError) as error:
             log.warning("stopped before the stream was drained; the next start goes on", error=str(error))

@@ -22,6 +22,7 @@ from headrace.stores.markers import IMPORTS, Applied, places
 from headrace.stores.offline import INDEX, OFFSET, PARTITION, OfflineStore
 from headrace.stores.offline_reads import open_table
 from headrace.stores.orders import Order
+from headrace.stores.served import gone_served, pending_served, read_served, served_paths, take_out_served
 from headrace.stores.table_care import vacuum
 from headrace.stores.tombstones import Tombstone, Tombstones, load_tombstones, mirror_tombstones
 from materialize.lanes import dead_rows
@@ -30,6 +31,7 @@ __all__ = ["ForgottenRows"]
 
 Ints = NDArray[np.int64]
 ROWS_PER_DELETE = 500
+SERVED_ENTRIES = 200
 _DAY = "partition.event_date"
 
 
@@ -54,6 +56,35 @@ class ForgottenRows:
         gone = gone_letters(catalog, letters, self.tombstones) if self.tombstones else np.zeros(len(offsets), np.bool_)
         return letters.filter(pa.array(~gone)), offsets[~gone]
 
+    def take_served(self) -> int:
+        """Append the served rows that wait, but those of forgotten keys, then take them out of their stream; returns
+        how many were added. An append that was committed before its entries were taken out is not made again."""
+        added = 0
+        while True:
+            pending, last = pending_served(self._store, self._project, SERVED_ENTRIES)
+            for service, rows, offsets, upto in pending:
+                kept = ~gone_served(rows, self.tombstones)
+                added += self._offline.append_served(service, rows.filter(pa.array(kept)), offsets[kept], upto)
+            if not last:
+                return added
+            take_out_served(self._store, self._project, last)
+
+    def _delete_served(self, items: Sequence[Tombstone]) -> tuple[int, int]:
+        """How many served rows of the items' keys went, and how many files with them."""
+        self.take_served()
+        count, files, tombstones = 0, 0, Tombstones(self.tombstones.salt, items)
+        for service, path in served_paths(self._offline.root).items():
+            held = read_served(self._offline.root, service)
+            rows = held.filter(pa.array(gone_served(held, tombstones))).select(["request_id", "row"]).to_pylist()
+            with self._offline.changing(path) as table:
+                if table is None:
+                    continue
+                for start in range(0, len(rows), ROWS_PER_DELETE):
+                    terms = [_served_condition(row) for row in rows[start : start + ROWS_PER_DELETE]]
+                    count += _delete(table, " OR ".join(terms))
+                files += len(vacuum(table, 0))
+        return count, files
+
     def _living_dead(self, catalog: Catalog, batch: EventBatch) -> list[DeadLetter]:
         gone = gone_letters(catalog, dead_rows(batch.source, batch.dead), self.tombstones) if batch.dead else ()
         return [letter for letter, is_gone in zip(batch.dead, gone, strict=True) if not is_gone]
@@ -69,8 +100,9 @@ class ForgottenRows:
         for name in sorted(wanted & set(known)):
             events[name], swept = self._delete_events(catalog, known[name], order.body["keys"], items)
             files += swept
-        letters, swept = self._delete_letters(catalog, sorted(wanted), items)
-        done = {"events": events, "dead_letters": letters, "files": files + swept}
+        letters, of_letters = self._delete_letters(catalog, sorted(wanted), items)
+        served, of_served = self._delete_served(items)
+        done = {"events": events, "dead_letters": letters, "served": served, "files": files + of_letters + of_served}
         return orjson.dumps(done | {"unknown_sources": sorted(wanted - set(known))}).decode()
 
     def _delete_events(
@@ -115,6 +147,10 @@ class ForgottenRows:
                 terms = [_letter_condition(row) for row in rows[start : start + ROWS_PER_DELETE]]
                 count += _delete(table, " OR ".join(terms))
             return count, len(vacuum(table, 0))
+
+
+def _served_condition(row: dict[str, Any]) -> str:
+    return f"({_name('request_id')} = {_text(row['request_id'])} AND {_name('row')} = {row['row']})"
 
 
 def _delete(table: DeltaTable, condition: str) -> int:

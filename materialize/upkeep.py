@@ -13,7 +13,15 @@ from pathlib import Path
 from headrace.catalog.definitions import Source
 from headrace.settings import Settings
 from headrace.stores.offline import OfflineStore
-from headrace.stores.table_care import compact_day, crowded_days, drop_before, drop_letters_before, sweep
+from headrace.stores.served import served_paths
+from headrace.stores.table_care import (
+    compact_day,
+    crowded_days,
+    drop_before,
+    drop_letters_before,
+    drop_served_before,
+    sweep,
+)
 from headrace.telemetry import get_logger
 
 __all__ = ["Upkeep"]
@@ -21,6 +29,7 @@ __all__ = ["Upkeep"]
 COMPACT_EVERY_S = 60.0
 RETAIN_EVERY_S = 3_600.0
 SWEEP_EVERY_S = 6 * 3_600.0
+DAY_US = 86_400_000_000
 
 log = get_logger()
 
@@ -32,6 +41,7 @@ class Upkeep:
         self._offline = offline
         self._most_files = settings.compact_files
         self._sweep_after_h = settings.vacuum_after_h
+        self._served_days = settings.served_days
         self._next_s: dict[str, float] = {}
 
     def step(self, sources: Sequence[Source], present_us: Mapping[str, int | None]) -> None:
@@ -53,7 +63,8 @@ class Upkeep:
 
     def _tables(self, sources: Sequence[Source]) -> dict[str, Path]:
         paths = {source.name: self._offline.events_path(source.name) for source in sources}
-        return paths | {"dead_letters": self._offline.dead_letters_path}
+        served = {f"served/{name}": path for name, path in served_paths(self._offline.root).items()}
+        return paths | served | {"dead_letters": self._offline.dead_letters_path}
 
     def _compact(self, sources: Sequence[Source]) -> None:
         for name, path in self._tables(sources).items():
@@ -76,6 +87,12 @@ class Upkeep:
                 letters = drop_letters_before(self._offline, source.name, now_us - source.retention_us)
                 if gone or letters:
                     log.info("retention", source=source.name, events=gone, dead_letters=letters)
+
+        for name in served_paths(self._offline.root) if self._served_days else ():
+            with _logged("retention", f"served/{name}"):
+                gone = drop_served_before(self._offline, name, time.time_ns() // 1_000 - self._served_days * DAY_US)
+                if gone:
+                    log.info("retention", table=f"served/{name}", rows=gone)
 
     def _sweep(self, sources: Sequence[Source]) -> None:
         for name, path in self._tables(sources).items():

@@ -85,6 +85,7 @@ class LookupCall:
         "_now_us",
         "_on_done",
         "_request",
+        "_request_id",
         "_state",
         "_strict",
         "is_settled",
@@ -103,6 +104,7 @@ class LookupCall:
         self._now_us = now_us()
         self._asked: Asked = self.served.plan.reads.ask(self._request)
         self._deadline_s = head.deadline_s or state.deadline_s
+        self._request_id = head.request_id
         self._strict, self.is_settled = head.strict or not state.settings.degrade, False
 
     def start(self, on_done: OnAnswered, since_s: float) -> None:
@@ -169,7 +171,7 @@ class LookupCall:
             if self._as_of_us is None and replies and found.marks is not None:
                 times = Times(found.times_us, self._now_us)
                 state.degraded.kept.keep(plan.reads, self._asked, replies, found.marks, times)
-            self._settle(found)
+            self._settle(found, replies)
 
     def _fall_back(self, replies: Sequence[Any] | None, reason: Exception) -> None:
         """Answers by tiers, unless the caller or its moment forbids it."""
@@ -184,12 +186,18 @@ class LookupCall:
         except Exception as error:
             self._settle(error)
         else:
-            self._settle(found)
+            self._settle(found, held)
 
-    def _settle(self, answered: LookupResult | Exception) -> None:
+    def _settle(self, answered: LookupResult | Exception, replies: Sequence[Any] | None = None) -> None:
         self.is_settled = True
         if isinstance(answered, LookupResult):
             self._state.metrics.looked_up(answered)
             if answered.tiers:
                 self._state.guards.count_degraded(answered)
+            if self.served.log_rate:
+                self._log(answered, replies)
         self._on_done(answered)
+
+    def _log(self, answered: LookupResult, replies: Sequence[Any] | None) -> None:
+        served, offer = self.served, self._state.feature_log.offer
+        offer(served.service, served.log_rate, self._request_id, answered, self._asked, replies, self._now_us)

@@ -19,10 +19,11 @@ Key = tuple[str | None, tuple[str, ...], bool]
 
 
 class ServedPlan:
-    """A plan and what writes its replies."""
+    """A plan, what writes its replies, and, of a service, its name and the share of its answers that are logged."""
 
-    def __init__(self, plan: LookupPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: LookupPlan, service: str = "") -> None:
+        self.plan, self.service = plan, service
+        self.log_rate = plan.catalog.service(service).log_rate if service else 0.0
         self._writers: dict[Timestamps, ReplyWriter] = {"seconds": ReplyWriter(plan)}
 
     def write(self, result: LookupResult, full: bool = False, times: Timestamps = "seconds") -> bytes:
@@ -51,7 +52,7 @@ class Plans:
         except RequestError:
             return  # short names collide: who asks is told
         plan.prepare()
-        self._services[service, (), full] = ServedPlan(plan)
+        self._services[service, (), full] = ServedPlan(plan, service)
 
     def of(self, service: str | None, features: Sequence[str], full_names: bool) -> ServedPlan:
         """The plan of a request that names a service, or features if `service` is None. Raises UnknownNameError,
@@ -60,7 +61,7 @@ class Plans:
         found = self._services.get(key) or self._references.get(key)
         if found is None:
             if service is not None:
-                return ServedPlan(plan_service(self._catalog, service, full_names))
+                return ServedPlan(plan_service(self._catalog, service, full_names), service)
             found = ServedPlan(plan_features(self._catalog, features, full_names))
             if len(self._references) >= MOST_REFERENCES:
                 del self._references[next(iter(self._references))]

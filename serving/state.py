@@ -26,6 +26,7 @@ from headrace.stores.keys import catalog_key
 from headrace.stores.models import Champions
 from headrace.stores.multiplexed import OnDone, SharedConnection
 from headrace.telemetry import get_logger
+from serving.feature_log import FeatureLog
 from serving.guards.admission import Admission
 from serving.guards.breaker import Breaker
 from serving.guards.counts import GuardCounts
@@ -54,6 +55,7 @@ class ServerState:
         self.problem: str | None = None
         self.metrics = Metrics()
         self.guards = GuardCounts(self.metrics.registry)
+        self.feature_log = FeatureLog(settings.feature_log_rows, self.metrics.registry)
         self.admission = Admission(settings.max_under_way, settings.shed_lag_ms / 1e3)
         self.deadlines, self.deadline_s = Deadlines(), settings.deadline_ms / 1e3
         self.breaker = Breaker(lambda is_open: self.guards.breaker.labels("0").set(is_open))
@@ -61,7 +63,7 @@ class ServerState:
         self.champions = Champions(settings.data_dir)
         self.topic_heads = TopicHeads(settings)
         self._confirmed_s = time.monotonic()
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
 
     def use(self, catalog: Catalog, plans: Plans) -> None:
@@ -82,7 +84,7 @@ class ServerState:
     async def follow_catalog(self) -> None:
         """Take every catalog that apply writes, until `stop_following`."""
         key, seen = catalog_key(self.catalog.project), b""
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             asked_s = time.monotonic()
             try:
                 raw = await self.store.get(key)
@@ -94,7 +96,7 @@ class ServerState:
             except (redis.RedisError, HeadraceError, ValueError) as error:
                 log.warning("the catalog could not be read", error=str(error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), CATALOG_POLL_S)
+                await asyncio.wait_for(self.stopping.wait(), CATALOG_POLL_S)
 
     def unconfirmed(self) -> str | None:
         """Why this server must not answer by its catalog any more, None while it may: what a later catalog no longer
@@ -116,7 +118,7 @@ class ServerState:
     async def stop_following(self, following: asyncio.Task[None]) -> None:
         """End the task that follows the catalog. Cancelling alone may not: the Redis client can take a cancellation
         that meets a failing connection for a failure of that, and the task would go on for ever."""
-        self._stopping.set()
+        self.stopping.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
@@ -175,11 +177,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Follow the catalog and warm the models up while the app runs."""
     state: ServerState = app.state.headrace
     following = asyncio.create_task(state.follow_catalog())
+    logging = asyncio.create_task(state.feature_log.run(state.store, state.catalog.project, state.stopping))
     threading.Thread(target=warm_up, daemon=True).start()  # a daemon: stopping does not wait for imports
     try:
         yield
     finally:
         await state.stop_following(following)
+        await asyncio.gather(logging, return_exceptions=True)
         state.topic_heads.close()
         if isinstance(state.reads, SharedConnection):
             await state.reads.aclose()

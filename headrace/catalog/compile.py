@@ -21,6 +21,7 @@ from feast.data_source import DataSource
 from feast.feature_view_projection import FeatureViewProjection
 from feast.field import Field
 
+from headrace.catalog.compile_services import log_rate
 from headrace.catalog.compile_sources import compile_source, file_path
 from headrace.catalog.compile_views import Compiler, fingerprint
 from headrace.catalog.definitions import Catalog, Column, Entity, OnDemandView, Service, Source, ViewReference
@@ -263,7 +264,8 @@ def _service(
     )
     _check_references(references, who)
     _check_keys(references, who, known, entities)
-    return Service(service.name, references, service.description, tuple(sorted(service.tags.items())))
+    tags = tuple(sorted(service.tags.items()))
+    return Service(service.name, references, service.description, tags, log_rate(service.name, service.tags))
 
 
 def _named_reference(text: str, who: str, known: Known) -> ViewReference:

@@ -221,12 +221,14 @@ class OnDemandView:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A named feature vector: references in declared order, to views and on-demand views alike."""
+    """A named feature vector: references in declared order, to views and on-demand views alike. `log_rate` is the share
+    of its requests, from 0 to 1, whose answers are logged."""
 
     name: str
     references: tuple[ViewReference, ...]
     description: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    log_rate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def refuse_service(service: FeatureService) -> None:
         [
             (not service._features, "a service without features", "give it features=[...]"),
             (service.precompute_online, "precompute_online", "leave it out"),
-            (service.logging_config is not None, "logging_config", "leave it out"),
+            (service.logging_config is not None, "logging_config", 'give it tags={"log_rate": "0.01"}'),
             (bool(pinned), f"the pinned version {pinned[:1]}", "name the view without '@'"),
             (any(isinstance(item, LabelView) for item in service._features), "LabelView", "take it out"),
         ],

@@ -56,6 +56,7 @@ def _print(receipt: dict[str, Any]) -> None:
         for source, count in archive["events"].items():
             console.print(f"  archive   {source}: {counted(count, 'event')}")
         console.print(f"  archive   {counted(archive['dead_letters'], 'dead letter')}")
+        console.print(f"  archive   {counted(archive['served'], 'served row')}")
         console.print(f"  disk      {counted(archive['files'], 'file')} that held them or were no longer used")
     for source, until in receipt["stream"].items():
         console.print(f"  stream    {source}: raw entries: {until}")

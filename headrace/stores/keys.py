@@ -4,7 +4,8 @@
     headrace.catalog:PROJECT                string, the catalog as JSON
     headrace.markers:PROJECT                hash, what is applied, archived and ready (see stores/markers.py)
     headrace.markers:PROJECT:N              the same on a cluster, one per shard (see stores/cluster.py)
-    headrace.stream:PROJECT:SOURCE:PART     stream, the events of one partition of one source
+    headrace.stream:PROJECT:SOURCE:PART     stream, the events of one partition of one source; internal ones have a
+                                            name with a slash (writes/VIEW, archive/letters, archive/served)
     headrace.forgotten:PROJECT              hash, what was forgotten (see stores/tombstones.py)
     headrace.lease:PROJECT:ROLE             string, who holds a role
     headrace.counters:PROJECT               hash, what the worker counts (see stores/counters.py)

@@ -2,6 +2,7 @@
 
     events/{source}    every event that parsed: the source's own columns, event_time, arrival_time,
                        position {partition, offset, index}, is_repeat; partitioned by event_date
+    served/{service}   sampled rows that lookups answered (see stores/served.py); partitioned by event_date
     dead_letters       every event that did not, with its reason and raw payload; those that one view skips (with
                        `view` and `layout`); and marks of those that were replayed (`replayed`)
 
@@ -41,6 +42,7 @@ Ints = NDArray[np.int64]
 Versions = Mapping[str, int]
 """Versions by application."""
 NO_VERSIONS: Versions = {}
+SERVED_APP = "archive/served"
 
 
 @contextmanager
@@ -134,6 +136,12 @@ class OfflineStore:
         """Append `rows` of the schema DEAD_LETTERS from the stream of letters, `offsets` their entries' offsets, under
         the same rules."""
         return self._append(self.dead_letters_path, rows, pa.array(offsets), "archive/letters", last_offset, None)
+
+    def append_served(self, service: str, rows: pa.Table, offsets: Ints, last_offset: int) -> int:
+        """Append `rows` of the schema SERVED from the stream of served rows, `offsets` their entries' offsets, under
+        the rules of `append_events`."""
+        path = self.root / "served" / service
+        return self._append(path, rows, pa.array(offsets), SERVED_APP, last_offset, ["event_date"])
 
     def archived_offset(self, source: str, partition: int) -> int:
         """Offset up to which a partition is archived, -1 for nothing; fresh from the table."""

@@ -12,8 +12,17 @@ from deltalake import DeltaTable
 from headrace.stores.offline import OfflineStore
 from headrace.stores.offline_reads import open_table
 from headrace.stores.offline_records import RETAINED, read_record, write_record
+from headrace.stores.served import served_paths
 
-__all__ = ["SMALL_BYTES", "compact_day", "crowded_days", "drop_before", "drop_letters_before", "sweep"]
+__all__ = [
+    "SMALL_BYTES",
+    "compact_day",
+    "crowded_days",
+    "drop_before",
+    "drop_letters_before",
+    "drop_served_before",
+    "sweep",
+]
 
 SMALL_BYTES = 32 << 20
 TARGET_BYTES = 128 << 20
@@ -78,3 +87,15 @@ def drop_letters_before(offline: OfflineStore, source: str, time_us: int) -> int
         name = source.replace("'", "''")
         done = table.delete(f"source = '{name}' AND CAST(arrival_time AS BIGINT) < {time_us}")
     return int(done["num_deleted_rows"])
+
+
+def drop_served_before(offline: OfflineStore, service: str, time_us: int) -> int:
+    """Delete the days of a service's served rows that end at or before `time_us`; returns how many rows went."""
+    day = np.datetime64(time_us, "us").astype("datetime64[D]")
+    with offline.changing(served_paths(offline.root)[service]) as table:
+        if table is None:
+            return 0
+        files = pa.table(table.get_add_actions(flatten=True))
+        if not any(np.datetime64(held) < day for held in files[_DAY].to_pylist()):
+            return 0
+        return int(table.delete(f"event_date < '{day}'")["num_deleted_rows"])
