@@ -35,6 +35,7 @@ COMMANDS = {
     "dead-letters": ("headrace.cli.dead_letters", "List events that are in no view, or not in one; replay them."),
     "compact": ("headrace.cli.maintenance", "Merge the small files of the archive."),
     "forget": ("headrace.cli.forget", "Delete everything about one key of an entity."),
+    "audit": ("headrace.cli.audit", "Recompute what was served from the archive, and say what differs and why."),
     "explain": ("headrace.cli.inspect", "Show the events, tiles and positions behind a value."),
     "doctor": ("headrace.cli.inspect", "Check the set-up and say what to mend."),
     "recover": ("headrace.cli.recover", "Find out what the store has lost, and bring back what can be."),
