@@ -16,6 +16,7 @@ from headrace.telemetry import get_logger
 __all__ = ["Deadlines", "Pending"]
 
 TICK_S = 0.002
+LATE_S = 0.01
 
 log = get_logger()
 
@@ -36,15 +37,23 @@ class Deadlines:
         self._heap: list[tuple[float, int, Pending]] = []
         self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
 
     def watch(self, pending: Pending, at_s: float) -> None:
         """Expires `pending` soon after `at_s` of time.monotonic(), unless it is settled by then."""
         heapq.heappush(self._heap, (at_s, next(self._numbers), pending))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look)
+            self._wait(TICK_S)
+
+    def _wait(self, seconds: float) -> None:
+        self._due_s = time.monotonic() + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
         now_s, heap, self._timer = time.monotonic(), self._heap, None
+        if now_s > self._due_s + LATE_S:
+            self._wait(0.0)  # the loop was held up: what lies in the sockets is read first
+            return
         while heap and (heap[0][0] <= now_s or heap[0][2].is_settled):
             pending = heapq.heappop(heap)[2]
             if pending.is_settled:
@@ -54,5 +63,4 @@ class Deadlines:
             except Exception as error:
                 log.error("a request could not be answered at its deadline", exc_info=error)
         if heap:
-            wait_s = max(heap[0][0] - now_s, TICK_S)
-            self._timer = asyncio.get_running_loop().call_later(min(wait_s, 5 * TICK_S), self._look)
+            self._wait(min(max(heap[0][0] - now_s, TICK_S), 5 * TICK_S))
