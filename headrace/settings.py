@@ -19,7 +19,7 @@ Clock = Literal["wall", "event"]
 class Settings(BaseSettings):
     """Where things are and how a process behaves; one field per environment variable."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     repo: Path = Field(default=Path("feature_repo"), description="Folder of the definitions and feature_store.yaml.")
     data_dir: Path = Field(
@@ -42,6 +42,11 @@ class Settings(BaseSettings):
     fast_lane: bool = Field(
         default=True, description="Whether lookups are answered before ASGI; 0 has every request go through it."
     )
+    api_keys: Path | None = Field(
+        default=None, description="File of API keys (headrace keys); unset, whoever reaches the server may ask it."
+    )
+    open: bool = Field(default=False, description="Whether a server without API keys may listen beyond loopback.")
+    docs: bool = Field(default=True, description="Whether the server shows /docs and /openapi.json.")
     deadline_ms: float = Field(
         default=50.0, gt=0, le=600_000, description="Milliseconds after which a lookup is answered without the store."
     )

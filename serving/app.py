@@ -24,7 +24,13 @@ one to repeat."""
 
 def build_app(state: ServerState) -> FastAPI:
     """The application that answers from `state`."""
-    app = FastAPI(title="Headrace", description=DESCRIPTION, version=version("headrace"), lifespan=lifespan)
+    app = FastAPI(
+        title="Headrace",
+        description=DESCRIPTION,
+        version=version("headrace"),
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if state.settings.docs else None,  # without it there are no /docs either
+    )
     app.state.headrace = state
     for module in (routes, pushes, predict, health):
         app.include_router(module.router)

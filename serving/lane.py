@@ -229,7 +229,7 @@ class LaneProtocol(HttpToolsProtocol):
 
     def _ask(self, cycle: LaneCycle) -> None:
         state = self._state
-        refused = refusal(state, cycle.head)
+        refused = refusal(state, cycle.head, ROUTE)
         state.admission.enter()
         if refused is not None:
             self._refuse(cycle, refused)

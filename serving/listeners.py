@@ -13,6 +13,7 @@ from pathlib import Path
 
 from headrace.errors import SettingsError
 from headrace.settings import Settings
+from serving.guards.access import refuse_open_address
 
 __all__ = ["Listeners", "bind", "check_tls", "listening", "url_of"]
 
@@ -37,6 +38,7 @@ def listening(settings: Settings) -> Iterator[Listeners]:
     """Sockets where the settings say; raises SettingsError when they cannot be had. The unix socket's file is removed
     in the end."""
     check_tls(settings)
+    refuse_open_address(settings)
     listeners = Listeners(bind(settings), None)
     try:
         if settings.uds is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from headrace.settings import Settings
+from headrace.telemetry import get_logger
 from serving.app import build_app
 from serving.lane import lane_protocol
 from serving.listeners import BACKLOG, Listeners, bind, listening, url_of
@@ -21,7 +22,11 @@ from serving.workers import run_workers
 
 __all__ = ["Server", "bind", "make_config", "run_server", "serve_handed", "url_of"]
 
+log = get_logger()
+
 GRACE_S = 10
+SECURITY_HEADERS = [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("cache-control", "no-store")]
+"""On every reply: what is answered is data of the moment, and no page of others."""
 
 
 def run_server(settings: Settings, on_listening: Callable[[str], None], stop: threading.Event | None = None) -> None:
@@ -31,12 +36,18 @@ def run_server(settings: Settings, on_listening: Callable[[str], None], stop: th
     over. Raises SettingsError for a set-up that cannot work.
     """
     stop = stop or threading.Event()
+
+    def told() -> None:
+        on_listening(url)
+        if settings.api_keys is None:
+            log.warning("no API keys: whoever can reach the server may read and write", url=url)
+
     with listening(settings) as listeners:
         url = url_of(listeners.address, settings.tls_cert is not None)
         if settings.workers > 1:
-            run_workers(settings, listeners, lambda: on_listening(url), stop)
+            run_workers(settings, listeners, told, stop)
         else:
-            serve(settings, listeners, lambda: on_listening(url), stop)
+            serve(settings, listeners, told, stop)
 
 
 def serve(settings: Settings, listeners: Listeners, on_listening: Callable[[], None], stop: threading.Event) -> None:
@@ -75,6 +86,7 @@ def make_config(settings: Settings) -> uvicorn.Config:
         log_level="critical",  # failures of requests are logged once, by the handler of unexpected errors
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        headers=SECURITY_HEADERS,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
     )

@@ -27,6 +27,7 @@ from headrace.stores.models import Champions
 from headrace.stores.multiplexed import OnDone, SharedConnection
 from headrace.telemetry import get_logger
 from serving.feature_log import FeatureLog
+from serving.guards.access import Access
 from serving.guards.admission import Admission
 from serving.guards.breaker import Breaker
 from serving.guards.counts import GuardCounts
@@ -56,6 +57,7 @@ class ServerState:
         self.metrics = Metrics()
         self.guards = GuardCounts(self.metrics.registry)
         self.feature_log = FeatureLog(settings.feature_log_rows, self.metrics.registry)
+        self.access = Access(settings)
         self.admission = Admission(settings.max_under_way, settings.shed_lag_ms / 1e3)
         self.deadlines, self.deadline_s = Deadlines(), settings.deadline_ms / 1e3
         self.breaker = Breaker(lambda is_open: self.guards.breaker.labels("0").set(is_open))
@@ -86,6 +88,7 @@ class ServerState:
         key, seen = catalog_key(self.catalog.project), b""
         while not self.stopping.is_set():
             asked_s = time.monotonic()
+            self.access.reload()
             try:
                 raw = await self.store.get(key)
                 if raw is not None and raw != seen:

@@ -34,6 +34,7 @@ COMMANDS = {
     "preview": ("headrace.cli.preview", "Run a view on sample events, before anything is applied."),
     "dead-letters": ("headrace.cli.dead_letters", "List events that are in no view, or not in one; replay them."),
     "compact": ("headrace.cli.maintenance", "Merge the small files of the archive."),
+    "keys": ("headrace.cli.keys", "Make, list and revoke the server's API keys."),
     "forget": ("headrace.cli.forget", "Delete everything about one key of an entity."),
     "audit": ("headrace.cli.audit", "Recompute what was served from the archive, and say what differs and why."),
     "explain": ("headrace.cli.inspect", "Show the events, tiles and positions behind a value."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.errors import RequestError
 from serving.errors import error_response, failure_response
+from serving.guards.access import OPEN_PATHS, AccessError, scope_of
 from serving.guards.heads import RequestHead, parse_head
 
 if TYPE_CHECKING:
@@ -29,14 +31,30 @@ def head_of(scope: MutableMapping[str, Any]) -> RequestHead:
     return found
 
 
-def refusal(state: ServerState, head: RequestHead) -> Response | None:
-    """The reply to a request that may not come in now; None for one that may."""
+def refusal(state: ServerState, head: RequestHead, path: str) -> Response | None:
+    """The reply to a request that may not come in, or not now; None for one that may."""
+    if path not in OPEN_PATHS and not state.access.is_open:
+        try:
+            state.access.check(head.key, scope_of(path))
+        except AccessError as error:
+            return _refused(state, head, error)
+    if path in FREE:
+        return None
     reason = state.admission.refuses(head.priority)
     if reason is None:
         return None
     state.guards.shed.labels(head.priority.name, reason).inc()
     message = f"The server has more requests than it can answer, and {head.priority.name} ones wait; try again later."
     return error_response(429, message, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _refused(state: ServerState, head: RequestHead, error: AccessError) -> Response:
+    if error.status == 429:
+        state.guards.shed.labels(head.priority.name, error.reason).inc()
+        return error_response(429, str(error), {"Retry-After": str(math.ceil(error.retry_s))})
+    state.guards.refused.labels(error.reason).inc()
+    headers = {"WWW-Authenticate": 'Bearer realm="headrace"'} if error.status == 401 else None
+    return error_response(error.status, str(error), headers)
 
 
 class GuardsMiddleware:
@@ -54,12 +72,12 @@ class GuardsMiddleware:
         except RequestError as error:
             await failure_response(error, scope["path"])(scope, receive, send)
             return
-        if scope["path"] in FREE:
-            await self._app(scope, receive, send)
-            return
-        refused = refusal(self._state, scope[_HEAD])
+        refused = refusal(self._state, scope[_HEAD], scope["path"])
         if refused is not None:
             await refused(scope, receive, send)
+            return
+        if scope["path"] in FREE:
+            await self._app(scope, receive, send)
             return
         self._state.admission.enter()
         try:
