@@ -10,7 +10,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Result", "higher", "lower", "missing", "print_results", "write_results"]
+__all__ = ["RESULTS", "Result", "higher", "lower", "missing", "print_results", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
 

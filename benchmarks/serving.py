@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.http_load import WARM_UP_S
 from benchmarks.machine import StoreServer, open_server, run_json, start_command
-from benchmarks.report import Result, higher, lower, missing, print_results, write_results
+from benchmarks.plot import Curve, write_curves
+from benchmarks.report import RESULTS, Result, higher, lower, missing, print_results, write_results
 from benchmarks.serving_store import redis_benchmark
 from benchmarks.serving_world import (
     SERVICES,
@@ -30,7 +32,7 @@ from benchmarks.serving_world import (
 )
 from benchmarks.serving_writes import writes
 
-__all__ = ["FULL", "QUICK", "Size", "measure"]
+__all__ = ["FULL", "QUICK", "Point", "Size", "measure"]
 
 ARROW, JSON = "application/vnd.apache.arrow.stream", "application/json"
 CONNECTIONS = 8
@@ -56,6 +58,16 @@ class Size:
 
 FULL = Size(1_000_000, 10_000, 20_000, 10.0, 1_000_000, (0.1, 0.25, 0.5, 0.75, 0.9), True)
 QUICK = Size(20_000, 2_000, 500, 3.0, 50_000, (0.25, 0.5), False)
+
+
+class Point(NamedTuple):
+    """Latencies at one rate of arrival, in milliseconds."""
+
+    with_writes: bool
+    offered_per_s: float
+    p50_ms: float
+    p99_ms: float
+
 
 Rates = dict[tuple[str, int, str], dict[str, float]]
 
@@ -97,8 +109,8 @@ class Asked:
         return found
 
 
-def measure(size: Size) -> list[Result]:
-    """Everything; each server is started and ended here."""
+def measure(size: Size) -> tuple[list[Result], list[Point]]:
+    """Everything, and the points of the curve; each server is started and ended here."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)
         with open_server(folder, "everysec") as server:
@@ -110,8 +122,8 @@ def measure(size: Size) -> list[Result]:
                 _fill_windows(server, ours, size)
                 mine, rows = _ours(asked, ours, size, theirs, feast_rows)
                 rows += _bounds(asked, server, ours, size, mine)
-                rows += _curve(asked, server, ours, size, mine, theirs)
-                return rows + _memory(asked, ours, size, feast_rows)
+                curve, points = _curve(asked, server, ours, size, mine, theirs)
+                return [*rows, *curve, *_memory(asked, ours, size, feast_rows)], points
 
 
 def _fill_windows(server: StoreServer, ours: Served, size: Size) -> None:
@@ -169,12 +181,15 @@ def _bounds(asked: Asked, server: StoreServer, ours: Served, size: Size, mine: R
     return rows
 
 
-def _curve(asked: Asked, server: StoreServer, ours: Served, size: Size, mine: Rates, theirs: Rates) -> list[Result]:
+def _curve(
+    asked: Asked, server: StoreServer, ours: Served, size: Size, mine: Rates, theirs: Rates
+) -> tuple[list[Result], list[Point]]:
     """Latencies against load, without and with writes going on."""
     best, half = mine["plain", 1, JSON]["per_s"], theirs["plain", 1, "half"]
-    rows = []
+    rows, points = [], []
     for share in size.shares:
         found = asked.open(ours, "plain", 1, size.keys, share * best)
+        points.append(Point(False, share * best, found["p50_ms"], found["p99_ms"]))
         work = f"1 row, {SERVICES['plain']}, {share * best:,.0f} requests/s offered ({share:.0%})"
         for name in ("p50_ms", "p99_ms"):
             rows.append(lower(f"{work}, {name[:-3]}", "ms", found[name], half[name], "Feast's server at half its rate"))
@@ -182,9 +197,22 @@ def _curve(asked: Asked, server: StoreServer, ours: Served, size: Size, mine: Ra
         with _worker_and_writes(server):
             for share in size.shares[:3]:
                 found = asked.open(ours, "plain", 1, size.keys, share * best)
+                points.append(Point(True, share * best, found["p50_ms"], found["p99_ms"]))
                 work = f"1 row, {share * best:,.0f} requests/s offered beside {WRITES_PER_S:,} events/s"
                 rows += [missing(f"{work}, {name[:-3]}", "ms", found[name], "ours") for name in ("p50_ms", "p99_ms")]
-    return rows
+    return rows, points
+
+
+def _draw(points: Sequence[Point]) -> Path:
+    """The curve as a picture."""
+    curves = []
+    for with_writes, beside in ((False, ""), (True, f" beside {WRITES_PER_S:,} events/s")):
+        of = [point for point in points if point.with_writes == with_writes]
+        for name in ("p50_ms", "p99_ms") if of else ():
+            places = [(point.offered_per_s, getattr(point, name)) for point in of]
+            curves.append(Curve(f"{name[:-3]}{beside}", places, is_dashed=with_writes))
+    title = f"One server process, 1 row of {SERVICES['plain']}"
+    return write_curves(RESULTS / "serving.svg", title, "requests/s offered", "ms", curves)
 
 
 @contextlib.contextmanager
@@ -221,9 +249,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The lookup's benchmark.")
     parser.add_argument("--quick", action="store_true", help="a smaller run, about two minutes")
     size = QUICK if parser.parse_args().quick else FULL
-    results = measure(size)
+    results, points = measure(size)
     print_results("serving", results, notes(size))
     print(write_results("serving", results))
+    print(_draw(points))
 
 
 if __name__ == "__main__":
