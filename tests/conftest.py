@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import prometheus_client  # noqa: F401  # before Feast, which would have it count into files
@@ -19,6 +20,20 @@ hypothesis.settings.load_profile("headrace")
 for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
     if not name.startswith(("HEADRACE_CRASH_", "HEADRACE_ORACLE_", "HEADRACE_CLUSTER_")):
         del os.environ[name]
+
+HERE = Path(__file__).parent
+ONE_AFTER_THE_OTHER = {"cluster", "crash"}
+"""Folders of many processes, or of one cluster: the tests of all of them run in one process."""
+SHARED = {"feast_plugin"}
+"""Folders whose tests share what is dear to set up."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`-n 2 --dist loadgroup`) the tests of a file stay together, for its fixtures."""
+    for item in items:
+        folder = item.path.relative_to(HERE).parts[0]
+        group = "processes" if folder in ONE_AFTER_THE_OTHER else folder if folder in SHARED else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
