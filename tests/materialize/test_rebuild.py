@@ -185,7 +185,6 @@ def served(tmp_path: Path, definitions: Catalog, world: World) -> Iterator[Live]
     """Server, worker and archiver over a history of which a part is archived."""
     settings = Settings(repo=tmp_path, data_dir=tmp_path / "data", port=0, lease=1.0)
     with running(settings, definitions) as live:
-        wait_until(lambda: live.http.get("/ready").status_code == 200)
         stream = EventStream(open_store(settings), "shop")
         for _ in range(20):
             world.push(stream, 50)
