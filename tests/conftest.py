@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("headrace")
 for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
     if not name.startswith(("HEADRACE_CRASH_", "HEADRACE_ORACLE_", "HEADRACE_CLUSTER_")):
         del os.environ[name]
+os.environ.pop("COLUMNS", None)  # of the terminal, as processes of pytest-xdist are told: no output is for one
 
 HERE = Path(__file__).parent
 ONE_AFTER_THE_OTHER = {"cluster", "crash"}
