@@ -23,7 +23,7 @@ up: $(READY)
 	@$(BIN)/headrace up
 
 test: check
-	@$(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n $(PROCESSES)
 
 nightly: test
 	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py

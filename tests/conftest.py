@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import hypothesis
 import prometheus_client  # noqa: F401  # before Feast, which would have it count into files
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from headrace.settings import Settings, _from_environment
 from headrace.stores.embedded import detach
@@ -22,19 +23,21 @@ for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
         del os.environ[name]
 os.environ.pop("COLUMNS", None)  # of the terminal, as processes of pytest-xdist are told: no output is for one
 
-HERE = Path(__file__).parent
-ONE_AFTER_THE_OTHER = {"cluster", "crash"}
-"""Folders of many processes, or of one cluster: the tests of all of them run in one process."""
-SHARED = {"feast_plugin"}
-"""Folders whose tests share what is dear to set up."""
+TOGETHER = {"cluster": "processes", "crash": "processes", "feast_plugin": "feast_plugin"}
+"""Folders whose tests run in one process, one after the other: they start many, or share what is dear to set up."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n 2 --dist loadgroup`) the tests of a file stay together, for its fixtures."""
-    for item in items:
-        folder = item.path.relative_to(HERE).parts[0]
-        group = "processes" if folder in ONE_AFTER_THE_OTHER else folder if folder in SHARED else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class FilesTogether(LoadScopeScheduling):
+    """How tests are shared out among processes (`pytest -n 2`): those of a file stay together, for its fixtures."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return TOGETHER.get(path.split("/")[1], path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    config.option.loadscopereorder = False  # few tests in a file may be long ones
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session")
