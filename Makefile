@@ -26,7 +26,8 @@ test: check
 	@$(BIN)/pytest -n $(PROCESSES)
 
 nightly: test
-	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py
+	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py \
+	  tests/read/test_any_windows_equal_oracle.py
 	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
 	@HEADRACE_CLUSTER_ALL=1 $(BIN)/pytest -q tests/cluster
 	@$(BIN)/python -m benchmarks.point_in_time --nightly
