@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Source
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
 from headrace.errors import StreamGapError
-from headrace.stores.gaps import REMEDY, Gap, continue_at, find_gap, follows
+from headrace.stores.gaps import REMEDY, Gap, continue_at, find_gap, goes_on
 from headrace.stores.import_log import ImportLog
 from headrace.stores.logs import LogReader
 from headrace.stores.markers import IMPORTS, Applied, Markers
@@ -259,7 +259,10 @@ class SourceLog:
 
     def _has_gap(self, reached: Applied, following: Entry) -> bool:
         """Whether events between `reached` and the next entry found are missing."""
-        return not follows(reached, following) or (not reached.total and self._was_trimmed(reached))
+        place = (self.source.name, self.partition)
+        return not goes_on(self._stream, self._markers, *place, reached, following) or (
+            not reached.total and self._was_trimmed(reached)
+        )
 
     def _was_trimmed(self, reached: Applied) -> bool:
         """Whether entries after `reached` have left the stream."""
