@@ -72,7 +72,7 @@ class SourceLog:
             return Applied(self.archived, entry.count - 1, entry.total)
         if marker is not None and told is not None:
             return Applied(self.archived, told, marker.total)
-        return Applied(self.archived, 0, self._remembered_total())
+        return Applied(self.archived, 0, 0 if marker is None else self._remembered_total())
 
     def _last_index(self) -> int:
         """The index of the last event of the archive's last entry, 0 where it had none."""
@@ -82,7 +82,7 @@ class SourceLog:
 
     def _remembered_total(self) -> int:
         """The count that the archive's end was committed with, where it can still be the stream's: one that has lost
-        its end, or began anew, counts less before what comes next."""
+        its end counts less before what comes next. (One that began anew has no marker either.)"""
         total = self._offline.archived_total(self.source.name, self.partition, self.archived)
         following = self._stream.first_after(self.source.name, self.partition, self.archived) if total else None
         return total if following is not None and following.before >= total else 0
