@@ -1,5 +1,5 @@
 # make demo    the whole path on a real year of flights
-# make test    set-up, check, tests
+# make test    set-up, check, tests (in two processes; PROCESSES=N for others)
 # make nightly make test, then thousands of scenarios against the oracle, 50 rounds of the crash suite from seeds of
 #              the day (SEED=N for others), the worker's tests on a cluster, a join of 100,000,000 events
 # make check   lint, types, house rules
@@ -10,6 +10,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 BIN := .venv/bin
+PROCESSES ?= 2
 SEED ?= $(shell date +%Y%m%d00)
 TYPED := $(wildcard headrace materialize serving training demo benchmarks)
 
@@ -22,10 +23,11 @@ up: $(READY)
 	@$(BIN)/headrace up
 
 test: check
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(PROCESSES)
 
 nightly: test
-	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py
+	@HEADRACE_ORACLE_SEEDS=150 $(BIN)/pytest -q tests/read/test_online_equals_oracle.py tests/read/test_dataset.py \
+	  tests/read/test_any_windows_equal_oracle.py
 	@HEADRACE_CRASH_ROUNDS=50 HEADRACE_CRASH_SEED=$(SEED) $(BIN)/pytest -s tests/crash
 	@HEADRACE_CLUSTER_ALL=1 $(BIN)/pytest -q tests/cluster
 	@$(BIN)/python -m benchmarks.point_in_time --nightly

@@ -22,7 +22,7 @@ from headrace.errors import HeadraceError, StreamGapError, UnavailableError
 from headrace.settings import Settings
 from headrace.stores.catalogs import find_project, load_catalog
 from headrace.stores.connection import open_store
-from headrace.stores.gaps import Stops, follows
+from headrace.stores.gaps import Stops, goes_on
 from headrace.stores.letters import forget_letters, pending_letters
 from headrace.stores.logs import Logs
 from headrace.stores.markers import Applied, Markers, places
@@ -239,7 +239,7 @@ class Archiver:
             return 0
         for place, entries in found.items():
             lane = open_lanes[place]
-            if not follows(lane.read, entries[0]):
+            if not goes_on(self._stream, self._markers, *place, lane.read, entries[0]):
                 self._reopen(lane)
                 continue
             newest = lane.read.watermark_us, lane.read.arrived_us

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.catalog.definitions import Source
 from headrace.compute.events import Deduplicator, EventBatch, parse_entries
 from headrace.errors import StreamGapError
-from headrace.stores.gaps import REMEDY, Gap, continue_at, find_gap, follows
+from headrace.stores.gaps import REMEDY, Gap, continue_at, find_gap, goes_on
 from headrace.stores.import_log import ImportLog
 from headrace.stores.logs import LogReader
 from headrace.stores.markers import IMPORTS, Applied, Markers
@@ -72,7 +72,7 @@ class SourceLog:
             return Applied(self.archived, entry.count - 1, entry.total)
         if marker is not None and told is not None:
             return Applied(self.archived, told, marker.total)
-        return Applied(self.archived, 0, self._remembered_total())
+        return Applied(self.archived, 0, self._remembered_total(has_marker=marker is not None))
 
     def _last_index(self) -> int:
         """The index of the last event of the archive's last entry, 0 where it had none."""
@@ -80,12 +80,15 @@ class SourceLog:
         rows = read_events(path, self.source, [], up_to=only, repeats=True, after={self.partition: self.archived - 1})
         return max(rows[INDEX].to_pylist(), default=0)
 
-    def _remembered_total(self) -> int:
+    def _remembered_total(self, has_marker: bool) -> int:
         """The count that the archive's end was committed with, where it can still be the stream's: one that has lost
-        its end, or began anew, counts less before what comes next."""
+        its end counts less before what comes next. One that began anew has no marker, and counts whatever it has; of
+        a shard that lost its marker alone, the stream goes on with just this count."""
         total = self._offline.archived_total(self.source.name, self.partition, self.archived)
         following = self._stream.first_after(self.source.name, self.partition, self.archived) if total else None
-        return total if following is not None and following.before >= total else 0
+        if following is None or following.before < total:
+            return 0
+        return total if has_marker or following.before == total else 0
 
     def refuse_gap(self, held: Applied | None, builds: bool) -> None:
         """Raises StreamGapError unless a consumer that holds everything up to `held` finds all that comes after it, in
@@ -259,7 +262,10 @@ class SourceLog:
 
     def _has_gap(self, reached: Applied, following: Entry) -> bool:
         """Whether events between `reached` and the next entry found are missing."""
-        return not follows(reached, following) or (not reached.total and self._was_trimmed(reached))
+        place = (self.source.name, self.partition)
+        return not goes_on(self._stream, self._markers, *place, reached, following) or (
+            not reached.total and self._was_trimmed(reached)
+        )
 
     def _was_trimmed(self, reached: Applied) -> bool:
         """Whether entries after `reached` have left the stream."""

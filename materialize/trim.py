@@ -38,8 +38,9 @@ class Trimmer:
 
     def _trim(self, source: Source, partition: int, behind: int) -> int:
         newest = self._stream.head(source.name, partition) if behind else None
-        if newest is None or newest.offset < behind:  # an end that was lost: its count stands before it
+        if newest is None:
             return 0
+        behind = min(behind, newest.offset)  # of a stream that lost its end the newest entry stays: it has the count
         # Nothing may ever come after what both have: pushes that the budget refuses wait for this to go on.
         reached_us = store_time_us(self._stream.store) if newest.offset == behind else arrival_us(behind)
         keep_us = max(source.dedup_horizon_us, self._keep_us)

@@ -26,7 +26,7 @@ from headrace.errors import (
 )
 from headrace.settings import Settings, load_settings
 from headrace.stores.cluster_level import level
-from headrace.stores.gaps import Stops, follows
+from headrace.stores.gaps import Stops, goes_on
 from headrace.stores.keys import layout_field, markers_key
 from headrace.stores.layout_markers import LayoutMarkers, NewLayout, store_time_us
 from headrace.stores.logs import Logs
@@ -263,7 +263,7 @@ class Worker:
         for place, held in self._markers.applied("source", found).items():
             reader = self._readers[place]
             self._refuse_lost(reader.source, reader.applied, held)
-            if not follows(reader.applied, found[place][0]):
+            if not goes_on(self._stream, self._markers, *place, reader.applied, found[place][0]):
                 raise StoreLostError(f"The stream of {place[0]!r} does not go on at {reader.applied}; looking again.")
 
     def look(self) -> bool:

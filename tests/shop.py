@@ -141,9 +141,16 @@ class Live:
         reply = self.post("/get-online-features", body, timestamps="rfc3339")
         return dict(zip(reply["metadata"]["feature_names"], (r["values"] for r in reply["results"]), strict=True))
 
+    def wait_until_ready(self) -> None:
+        """Waits until every view is served: one that is built from the archive is applied before that."""
+        deadline = time.monotonic() + 60
+        while (reply := self.http.get("/ready")).status_code != 200:
+            assert time.monotonic() < deadline, reply.text
+            time.sleep(0.02)
+
     def wait_until_applied(self, kind: str = "applied") -> dict[str, Any]:
         """Waits until every source's `kind` has reached its head."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             streams: dict[str, Any] = self.http.get("/streams").json()
             if all(row["head"] == row[kind] for row in streams.values()):
@@ -154,7 +161,7 @@ class Live:
 
 @contextlib.contextmanager
 def running(settings: Settings, catalog: Catalog) -> Iterator[Live]:
-    """Server, worker and archiver in threads of this process, over the embedded store of the data directory."""
+    """Server, worker and archiver in threads of this process, over the embedded store of the data directory; ready."""
     with open_store(settings) as store:
         save_catalog(store, settings, catalog)
     stop = threading.Event()
@@ -170,6 +177,7 @@ def running(settings: Settings, catalog: Catalog) -> Iterator[Live]:
     assert listening.wait(20)
     live = Live(url_of(listener), settings)
     try:
+        live.wait_until_ready()
         yield live
     finally:
         live.http.close()

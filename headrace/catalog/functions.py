@@ -31,6 +31,8 @@ LITERAL_MODULES = ("datetime", "decimal", "zoneinfo")
 HEADER = "from __future__ import annotations"
 CLOCKS = frozenset({"now", "utcnow", "today", "monotonic", "perf_counter", "time_ns"})
 RANDOM = frozenset({"random", "default_rng", "uuid1", "uuid4"})
+EACH_PROCESS = frozenset({"hash", "id"})
+"""Built-in functions that give a text, or an object, another number in each process."""
 NEVER = {"random": "is random", "secrets": "is random", "feast": "is not there at run time"}
 
 
@@ -82,6 +84,8 @@ class _Carrier:
     def need(self, name: str, scope: Mapping[str, Any], user: str) -> None:
         """Carry what `name` stands for in `scope`."""
         if name not in scope:
+            if name in EACH_PROCESS and name not in self.bound:
+                raise self.refuse(name, "gives another number in each process", "use hashlib or zlib.crc32")
             if name in self.bound or hasattr(builtins, name):
                 return
             raise self.refuse(name, f"is used by {user} and defined nowhere", "define or import it")
@@ -128,6 +132,10 @@ class _Carrier:
             remedy = "make it a literal, an import or a function of the repo"
             raise self.refuse(name, f"is a {type(value).__name__}", remedy)
         self._refuse_root(module, name)
+        if own in RANDOM:
+            raise self.refuse(name, "is random", "compute from the inputs alone")
+        if own in CLOCKS or (module, own) == ("time", "time"):
+            raise self.refuse(name, "reads a clock", "pass the time in as request data")
         self.imports.add(f"from {module} import {own}" + (f" as {name}" if own != name else ""))
 
     def _refuse_root(self, module: str, name: str) -> None:

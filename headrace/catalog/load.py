@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -142,8 +144,13 @@ def _is_below(root: Path, module: ModuleType) -> bool:
     places = [getattr(module, "__file__", None)]
     if places == [None]:
         places = [str(place) for place in getattr(module, "__path__", [])]
-    paths = [Path(place).resolve() for place in places if place]
-    return any(_is_ours(root, path) for path in paths)
+    return any(_is_ours(root, _resolved(os.path.abspath(place))) for place in places if place)
+
+
+@lru_cache(maxsize=20_000)
+def _resolved(path: str) -> Path:
+    """Kept: thousands of modules are asked each time that a repo is loaded."""
+    return Path(path).resolve()
 
 
 def _is_ours(root: Path, path: Path) -> bool:

@@ -1,17 +1,20 @@
 """Tries the transforms of views before they serve: each in a clean process, on sample events.
 
 What becomes of an event must not depend on the events beside it: sample events go through as a whole, again, in
-halves, one by one and in another order. A function may fail on events, which then are dead letters; it is refused if
+halves, one by one and in another order. Some of them hold the texts and numbers of the function's own code, so that
+what it does behind a filter is tried too. A function may fail on events, which then are dead letters; it is refused if
 it cannot work at all: it lacks a name, gives no frame, or fails on every event for a reason that is not in its values.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -21,15 +24,19 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.catalog.definitions import Catalog, FeatureView, Source, catalog_from_json, catalog_to_json
+from headrace.catalog.definitions import Catalog, Column, FeatureView, Source, catalog_from_json, catalog_to_json
 from headrace.compute.check import SAMPLES, TOLERANCE, N, ask_clean, sample_rows, with_holes
 from headrace.compute.frames import Columns, take
 from headrace.compute.transforms import BadShapeError, BadTypeError, apply_transform
+from headrace.dtypes import DType
 from headrace.errors import DataError, DefinitionError
 
 __all__ = ["check_transforms", "try_transform"]
 
 BLOCKS = 3
+LITERAL_BLOCKS = 8
+MOST_INT, MOST_FLOAT = 10_000, 1e15
+"""Larger literals are no sample values: one may be how often a row is repeated."""
 NEVER_WORKS = (NameError, ImportError, BadShapeError)
 NOT_IN_THE_VALUES = (AttributeError, TypeError, BadTypeError, SyntaxError, OSError)
 NOT_IN_THE_VALUES_OF_POLARS = ("ColumnNotFoundError", "SchemaError", "SchemaFieldNotFoundError", "DuplicateError")
@@ -77,7 +84,8 @@ def try_transform(view: FeatureView, source: Source) -> list[str]:
 
     Raises DataError if it cannot work, or if what becomes of an event depends on the events beside it.
     """
-    rows = _sample_events(source)
+    assert view.transform is not None
+    rows = _sample_events(source, _literals(view.transform.code, {column.name for column in source.columns}))
     whole = _outcomes(view, rows)
     _refuse_useless(view, whole)
     _refuse_moved(view, source, rows, whole)
@@ -89,17 +97,40 @@ def try_transform(view: FeatureView, source: Source) -> list[str]:
     return complete or _failure_note(view, _outcomes(view, holed), "events with null columns")
 
 
-def _sample_events(source: Source) -> Columns:
+def _sample_events(source: Source, literals: Sequence[str | float]) -> Columns:
     """Events without nulls in blocks: each block has the values of the first in another combination, so that keys
-    come again with other values beside them."""
+    come again with other values beside them. Further blocks, if there are literals, have them in half of the places."""
     first = sample_rows(source.columns)
-    numbers = np.arange(N)
-    return {
-        name: pa.concat_arrays(
-            [values.take(pa.array((numbers + block * (place + 1)) % N)) for block in range(BLOCKS)]
-        ).cast(values.type)
-        for place, (name, values) in enumerate(first.items())
-    }
+    rng, numbers = random.Random(0), np.arange(N)
+    fitting = {column.name: _fitting(column, literals) for column in source.columns}
+    blocks = BLOCKS + (LITERAL_BLOCKS if any(fitting.values()) else 0)
+    events = {}
+    for place, (name, values) in enumerate(first.items()):
+        order = np.concatenate([(numbers + block * (place + 1)) % N for block in range(blocks)])
+        plain = values.take(pa.array(order)).to_pylist()
+        for row in range(N * BLOCKS, len(plain) if fitting[name] else 0):
+            plain[row] = rng.choice([plain[row], rng.choice(fitting[name])])
+        events[name] = pa.array(plain, values.type)
+    return events
+
+
+def _literals(code: str, names: set[str]) -> list[str | float]:
+    """The texts and numbers that stand in a function's code, without the columns' names."""
+    found = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    plain = (v for v in found if isinstance(v, str | int | float) and not isinstance(v, bool))
+    return list(dict.fromkeys(v for v in plain if v not in names))
+
+
+def _fitting(column: Column, literals: Sequence[str | float]) -> list[Any]:
+    """The literals that a column can hold, of numbers their neighbours too."""
+    if column.dtype is DType.STRING:
+        return [value for value in literals if isinstance(value, str)]
+    numbers = [value for value in literals if not isinstance(value, str)]
+    if column.dtype.is_float:
+        return [float(value + step) for value in numbers if abs(value) < MOST_FLOAT for step in (-1, 0, 1)]
+    if column.dtype in (DType.INT32, DType.INT64):
+        return [int(value) + step for value in numbers if abs(value) < MOST_INT for step in (-1, 0, 1)]
+    return []
 
 
 def _outcomes(view: FeatureView, columns: Columns) -> list[Outcome]:
@@ -147,7 +178,7 @@ def _refuse_moved(view: FeatureView, source: Source, rows: Columns, outcomes: li
 
 def _check_row_wise(view: FeatureView, rows: Columns) -> None:
     """Whole, again, in halves, one by one and shuffled give the same of each event."""
-    n = N * BLOCKS
+    n = len(next(iter(rows.values())))
     whole, order = _outcomes(view, rows), np.random.default_rng(0).permutation(n)
     ways: dict[str, list[NDArray[np.int64]]] = {
         "run again": [np.arange(n)],

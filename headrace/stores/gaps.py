@@ -35,6 +35,7 @@ __all__ = [
     "find_gap",
     "follows",
     "gap_field",
+    "goes_on",
     "losses",
     "record_loss",
 ]
@@ -115,11 +116,33 @@ def find_gap(stream: LogReader, markers: Markers, source: str, partition: int, a
     if trimmed is not None and trimmed.offset > at.offset:
         following = stream.first_after(source, partition, at.offset)
         return Gap(source, partition, at, following, stream.head(source, partition))
-    if known and following is None:
+    if following is not None:
+        counted = _counted_upto(stream, source, partition, at, trimmed)
+        return None if following.before <= counted else Gap(source, partition, at, following, following)
+    if known:
         newest = stream.head(source, partition)
         if (newest.total if newest else 0) < at.total:
             return Gap(source, partition, at, None, newest)
     return None
+
+
+def _counted_upto(stream: LogReader, source: str, partition: int, at: Applied, trimmed: Applied | None) -> int:
+    """How many events the stream counted up to a place of whose count nobody knows: those up to the entry before it, or
+    that were trimmed before it. A stream that began anew since has none of them."""
+    previous = stream.last_upto(source, partition, at.offset)
+    if previous is not None:
+        return previous.total
+    return trimmed.total if trimmed is not None else 0
+
+
+def goes_on(
+    stream: LogReader, markers: Markers, source: str, partition: int, at: Applied, following: Entry | EntryHead
+) -> bool:
+    """Whether `following` is what comes next after `at`; asks the stream where `at` has no count to tell by."""
+    is_uncounted = at.offset > 0 and not at.total
+    if not is_uncounted or following.total == following.count:
+        return follows(at, following)
+    return follows(at, following) and find_gap(stream, markers, source, partition, at) is None
 
 
 def continue_at(stream: LogReader, markers: Markers, source: str, partition: int, at: Applied) -> Applied:

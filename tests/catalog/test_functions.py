@@ -125,6 +125,13 @@ REFUSED = {
     "random": ("import random\ndef f(x):\n    return random.random()\n", "is random"),
     "numpy random": ("import numpy as np\ndef f(x):\n    return np.random.rand()\n", "is random"),
     "imported random": ("from random import choice\ndef f(x):\n    return choice(x)\n", "'choice'"),
+    "imported clock": ("from time import time\ndef f(x):\n    return time()\n", "'time' reads a clock"),
+    "imported identifier": ("from uuid import uuid4\ndef f(x):\n    return uuid4().hex\n", "'uuid4' is random"),
+    "imported generator": (
+        "from numpy.random import default_rng\ndef f(x):\n    return default_rng(1).random()\n",
+        "is random",
+    ),
+    "hash": ("def f(x):\n    return list(map(hash, x))\n", "'hash' gives another number in each process; use hashlib"),
     "feast": ("import feast\ndef f(x):\n    return feast.__version__\n", "not there at run time"),
     "wrapped": (
         "import functools\ndef deco(g):\n    @functools.wraps(g)\n    def h(x):\n        return g(x) + 1\n"

@@ -114,6 +114,16 @@ REFUSED = {
     "group": ("pandas", "return df.assign(amount=df.groupby('card_id').amount.transform('sum'))", "gives other rows"),
     "previous row": ("polars", "return df.with_columns(amount=pl.col('amount').shift(1))", "gives other rows"),
     "distinct": ("polars", "return df.unique('country')", "of 24 sample events"),
+    "behind a filter": (
+        "polars",
+        "return df.filter(pl.col('country') == 'NL').with_columns(amount=pl.col('amount').cum_sum())",
+        "of 88 sample events",
+    ),
+    "behind two": (
+        "pandas",
+        "df = df[(df.country == 'NL') & (df.amount > 5_000)]\n    return df.assign(amount=df.amount.rank())",
+        "gives other rows",
+    ),
     "row lost": ("pandas", "return df.drop(columns='_row')", "no column '_row'.*keep _row"),
     "row lost by group": ("pandas", "return df.groupby('card_id', as_index=False).amount.sum()", "keep _row"),
     "row number used": ("polars", "return df.with_columns(amount=pl.col('_row').cast(pl.Float64))", "gives other rows"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +41,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     catalog = shop()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # stdout is judged
     with running(settings, replace(catalog, views=(*catalog.views, LATEST, LIMITS))) as server:
-        while server.http.get("/ready").status_code != 200:
-            time.sleep(0.02)
         rows = [{"id": str(i), "card_id": "a", "amount": i, "ts": now(-600 * i - 5)} for i in range(1, 4)]
         server.push([*rows, {"id": "old", "card_id": "old", "amount": 7, "ts": now(-7_200)}])
         columns = ("limit", "vip", "since", "created")

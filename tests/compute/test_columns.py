@@ -59,7 +59,14 @@ OUTSIDE: list[Any] = [
     datetime(1, 1, 1, tzinfo=EAST),
     datetime(9999, 12, 31, 23, 59, tzinfo=WEST),
 ]
-COMPANY: list[Any] = [[], ["nonsense"], ["2020-01-01T00:00:00Z"], ["2020-01-01"], [datetime.now(UTC)], [5]]
+COMPANY: list[Any] = [
+    [],
+    ["nonsense"],
+    ["2020-01-01T00:00:00Z"],
+    ["2020-01-01"],
+    [datetime(2020, 1, 1, tzinfo=UTC)],
+    [5],
+]
 
 
 @pytest.mark.parametrize("others", COMPANY, ids=repr)

@@ -60,10 +60,18 @@ from headrace.stores.offline import OfflineStore
 from headrace.stores.online import OnlineStore
 from headrace.stores.orders import give_order, waiting_orders
 from headrace.stores.stream import EventStream
-from headrace.stores.tombstones import Tombstone, Tombstones, add_tombstones, load_tombstones, project_salt
+from headrace.stores.tombstones import (
+    Tombstone,
+    Tombstones,
+    add_tombstones,
+    load_tombstones,
+    project_salt,
+    tombstone_version,
+)
 from materialize import forgotten_again
 from materialize.archiver import Archiver, run_archiver
 from materialize.batch import materialize_view
+from materialize.lease import Lease
 from materialize.rebuild import rebuild_views
 from materialize.run_worker import run_worker
 from materialize.worker import Worker
@@ -451,6 +459,32 @@ def test_what_a_writer_brought_back_that_died_then_is_gone_when_a_worker_begins(
     world.work()
     world.archive()
     assert world.shown(BY_BOTH, ("a", 7), START_US + 1) == world.trained(BY_BOTH, ("a", 7), START_US + 1)
+
+
+def test_a_worker_that_begins_as_a_standby_looks_after_what_it_wrote_before_it_died(world: World) -> None:
+    world.push([{"id": "1", "who": "a", "site": 7, "ts": moment(START_US)}])
+    world.work()
+    held = world.online(BY_BOTH, ("a", 7))
+    world.forget("who", "a")
+    where = entity_key(entity_prefix("test", BY_BOTH.entities), [7, "a"])
+    assert held is not None and world.online(BY_BOTH, ("a", 7)) is None
+    world.store.hset(where, layout_field(BY_BOTH), held)  # type: ignore[arg-type]
+    assert world.online(BY_BOTH, ("a", 7)) is not None
+    assert Lease(world.store, "test", "worker", 60).take()
+    stop = threading.Event()
+    stop.set()
+    run_worker(world.settings, stop)  # another is at work: this one only stands by, and is stopped
+    assert world.online(BY_BOTH, ("a", 7)) is None
+
+
+def test_a_store_that_lost_its_tombstones_never_comes_to_a_version_that_somebody_knew(world: World) -> None:
+    known = []
+    for digest in ("first", "second"):
+        item = Tombstone(digest, ("who",), 5, {"parts|0": (5, None)})
+        add_tombstones(world.store, "test", Tombstones(b"salt"), [item])
+        known.append(tombstone_version(world.store, "test"))
+        world.store.flushdb()
+    assert 0 < known[0] < known[1]
 
 
 def test_who_looks_again_brings_back_nothing_that_is_forgotten_meanwhile(

@@ -46,13 +46,13 @@ from headrace.stores.catalogs import load_catalog, replace_catalog, save_catalog
 from headrace.stores.codec.header import build_of
 from headrace.stores.connection import open_store, open_store_async
 from headrace.stores.embedded import detach
-from headrace.stores.keys import entity_key, entity_prefix, layout_field
+from headrace.stores.keys import entity_key, entity_prefix, layout_field, markers_key
 from headrace.stores.layout_markers import LayoutMarkers, store_time_us
-from headrace.stores.markers import Markers
+from headrace.stores.markers import Markers, ready_field
 from headrace.stores.offline import OfflineStore
 from headrace.stores.stream import EventStream
 from materialize.changing import changing_definitions
-from materialize.rebuild import rebuild_to, rebuild_views
+from materialize.rebuild import Build, rebuild_to, rebuild_views
 from materialize.sweep import GRACE_US, sweep
 from materialize.worker import Worker
 
@@ -185,7 +185,6 @@ def served(tmp_path: Path, definitions: Catalog, world: World) -> Iterator[Live]
     """Server, worker and archiver over a history of which a part is archived."""
     settings = Settings(repo=tmp_path, data_dir=tmp_path / "data", port=0, lease=1.0)
     with running(settings, definitions) as live:
-        wait_until(lambda: live.http.get("/ready").status_code == 200)
         stream = EventStream(open_store(settings), "shop")
         for _ in range(20):
             world.push(stream, 50)
@@ -495,6 +494,28 @@ def test_a_store_that_loses_its_data_meanwhile_ends_the_rebuild(alone: Settings,
 
         with pytest.raises((StoreLostError, UnavailableError), match="run it again"):
             rebuild_views(alone, ["spend"], lose)
+
+
+def test_a_layout_that_is_lost_right_after_it_was_completed_is_not_switched_to(
+    alone: Settings, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complete(build: Build) -> str:
+        outcome = then(build)
+        if outcome == "complete":
+            store.hdel(markers_key("shop"), *[ready_field(kept.view) for kept in build._kept])
+        return outcome
+
+    then = Build._complete
+    monkeypatch.setattr(Build, "_complete", complete)
+    world = World()
+    with open_store(alone) as store:
+        save_catalog(store, alone, catalog(OLD))
+        world.push(EventStream(store, "shop"), 50)
+        started(store, alone).step()
+        serving = layout_field(load_catalog(store, "shop").view("spend"))
+        with pytest.raises(StoreLostError, match="run it again"):
+            rebuild_views(alone, ["spend"])
+        assert layout_field(load_catalog(store, "shop").view("spend")) == serving
 
 
 def test_two_commands_do_not_change_the_definitions_at_once(alone: Settings, hasty: None) -> None:

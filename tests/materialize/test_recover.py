@@ -174,6 +174,25 @@ def test_a_shortened_stream_is_a_gap_even_when_new_events_hide_it(world: World) 
     world.assert_right()
 
 
+def test_what_a_stream_lost_at_its_end_and_views_still_hold_leaves_them_once_it_is_given_up(world: World) -> None:
+    world.push()
+    world.archive()
+    lost = world.push(9)
+    world.apply()
+    world.store.xdel(STREAM, unpack_offset(lost))
+    world.new_worker()
+    assert stopped(world, "worker") is not None and stopped(world, "archiver") is None
+    found = diagnose(world.store, world.offline, world.catalog)
+    assert found.broken[0].roles == ("worker",) and found.doubtful
+    accept_losses(world.store, world.catalog, found)
+    settle(world)
+    world.lose([lost])
+    world.assert_right()
+    world.push()
+    settle(world)
+    world.assert_right()
+
+
 def test_a_hole_below_a_view_that_is_not_ready_stops_its_build_and_no_other_view(world: World) -> None:
     world.push()
     world.archive()

@@ -312,3 +312,39 @@ def test_a_gap_is_told_though_the_archiver_died_before_it_raised_its_marker(worl
     world.apply()
     world.archive()
     world.assert_right()
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+@pytest.mark.parametrize("opened", ["before", "after"])
+def test_what_is_trimmed_of_a_stream_that_began_anew_before_anybody_knew_its_count_is_a_gap(
+    world: World, opened: str, fewer: bool
+) -> None:
+    world.push()
+    world.archive()
+    world.apply()
+    world.store.flushdb()
+    save_catalog(world.store, world.settings, world.catalog)
+    world.new_worker()
+    if opened == "before":
+        world.new_archiver()
+    lost = world.push(7 if fewer else 70)  # than were archived before
+    world.apply()
+    world.push()
+    world.apply()
+    world.stream.trim(SHORT.name, 0, lost)
+    if opened == "after":
+        world.new_archiver()
+    world.archive()
+    assert "no longer has the events after" in "".join(world.archiver._stops.held.values())
+    found = diagnose(world.store, world.offline, world.catalog)
+    assert found.broken[0].lost is None
+    accept_losses(world.store, world.catalog, found)
+    world.lose([lost])
+    world.new_worker()
+    world.archiver._look()
+    world.apply()
+    world.archive()
+    world.push()
+    world.apply()
+    world.archive()
+    world.assert_right()

@@ -83,6 +83,16 @@ def test_a_stream_that_lost_its_end_keeps_its_newest_entry(world: World) -> None
     assert length(world) == 1
 
 
+def test_a_stream_that_lost_its_end_lets_go_of_all_before_its_newest_entry(world: World) -> None:
+    """Else a budget that is used up would never be free again."""
+    offsets = [world.push() for _ in range(3)]
+    world.apply()
+    world.archive()
+    world.store.xdel(stream_key("trimmed", *PLACE), unpack_offset(offsets[2]))
+    world.archiver._trim()
+    assert length(world) == 1
+
+
 def test_the_place_is_written_down_before_anything_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     offsets = [world.push() for _ in range(3)]
     world.apply()

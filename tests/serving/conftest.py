@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,10 +30,6 @@ def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     options = {"port": 0, "max_rows": 50, "max_body_bytes": 1 << 20, "fast_lane": is_lane(request)}
     settings = Settings.model_validate({"repo": folder, "data_dir": folder / "data", **options})
     with running(settings, shop()) as server:
-        deadline = time.monotonic() + 20
-        while server.http.get("/ready").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
         yield server
 
 

@@ -89,6 +89,7 @@ def test_metrics_count_by_route_and_status_with_few_labels(live: Live) -> None:
     live.http.get("/no/such/path/1")
     live.http.get("/no/such/path/2")
     live.http.get("/health")
+    live.look_up(["a"])
     text = live.http.get("/metrics").text
     assert 'headrace_requests_total{route="other",status="404"}' in text
     assert 'headrace_requests_total{route="/health",status="200"}' in text
