@@ -75,7 +75,8 @@ def open_lane(past: SourceLog) -> Lane:
     """
     end = past.end()
     begin = past.continue_at(end)
-    archived = begin if begin.total else None  # when the store lost it nobody knows its place in the count
+    # When the store lost it nobody knows its place in the count, but that of what the stream still has.
+    archived = begin if begin.total else past.streamed_end(begin)
     return Lane(past.source, past.partition, begin, past.memory(end), archived, committed=begin.offset)
 
 

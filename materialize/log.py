@@ -74,6 +74,15 @@ class SourceLog:
             return Applied(self.archived, told, marker.total)
         return Applied(self.archived, 0, self._remembered_total(has_marker=marker is not None))
 
+    def streamed_end(self, end: Applied) -> Applied | None:
+        """The stream's newest entry as a place, where the archive, which ends at `end`, has it, and so has all of a
+        stream that lost its end; else None. Were it not told, a stream whose budget is used up would be full for ever:
+        nothing comes that could be archived, and nothing is trimmed."""
+        newest = self._stream.head(self.source.name, self.partition) if self.source.kafka is None else None
+        if newest is None or newest.offset > end.offset:
+            return None
+        return replace(end, offset=newest.offset, index=newest.count - 1, total=newest.total)
+
     def _last_index(self) -> int:
         """The index of the last event of the archive's last entry, 0 where it had none."""
         path, only = self._offline.events_path(self.source.name), {self.partition: self.archived}

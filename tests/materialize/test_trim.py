@@ -93,6 +93,34 @@ def test_a_stream_that_lost_its_end_lets_go_of_all_before_its_newest_entry(world
     assert length(world) == 1
 
 
+def test_a_full_stream_that_lost_its_end_and_its_markers_is_trimmed_too(world: World) -> None:
+    """All that it has is archived, nothing more can come while its budget is used up, and nobody knows the count of the
+    archive's end."""
+    offsets = [world.push() for _ in range(3)]
+    world.apply()
+    world.archive()
+    key = markers_key("trimmed")
+    before = world.store.hgetall(key)
+    offsets += [world.push() for _ in range(3)]
+    world.apply()
+    world.archive()
+    world.store.xdel(stream_key("trimmed", *PLACE), *map(unpack_offset, offsets[5:]))
+    world.store.hset(key, mapping=before)  # type: ignore[arg-type]
+    for archiver in (world.archiver, world.new_archiver()):
+        archiver._look()
+        archiver._publish()
+        world.new_worker()
+        world.apply()
+        archiver._trim()
+        assert length(world) == 1
+        archived = world.mark("archived")
+        assert archived is not None and archived.offset == offsets[4]
+    world.push()
+    world.apply()
+    world.archive()
+    assert world.archived() == [event.position[1] for event in world.history]
+
+
 def test_the_place_is_written_down_before_anything_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     offsets = [world.push() for _ in range(3)]
     world.apply()
