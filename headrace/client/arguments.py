@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,18 @@ import pyarrow as pa
 
 from headrace.errors import RequestError
 
-__all__ = ["ARROW", "JSON", "NDJSON", "Entities", "Rows", "entity_columns", "lookup_body", "moment_text", "pushed_body"]
+__all__ = [
+    "ARROW",
+    "JSON",
+    "NDJSON",
+    "Entities",
+    "Rows",
+    "entity_columns",
+    "guard_headers",
+    "lookup_body",
+    "moment_text",
+    "pushed_body",
+]
 
 Entities = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """Join keys and request data: columns by name (lists, arrays, series), or one mapping per row."""
@@ -20,6 +32,19 @@ Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Any
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
+
+
+PRIORITIES = ("critical", "normal", "batch")
+
+
+def guard_headers(api_key: str | None, priority: str) -> dict[str, str]:
+    """The headers by which a server knows a caller; the key is by default HEADRACE_API_KEY. Raises RequestError for
+    another priority."""
+    if priority not in PRIORITIES:
+        raise RequestError(f"A priority is one of {', '.join(PRIORITIES)}, got {priority!r}; name one of these.")
+    key = os.environ.get("HEADRACE_API_KEY") if api_key is None else api_key
+    own = {} if priority == "normal" else {"x-priority": priority}
+    return {**own, "x-api-key": key} if key else own
 
 
 def entity_columns(entities: Entities) -> dict[str, list[Any]]:

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from headrace.client.arguments import Entities, Rows, entity_columns, lookup_body, moment_text, pushed_body
+from headrace.client.arguments import (
+    Entities,
+    Rows,
+    entity_columns,
+    guard_headers,
+    lookup_body,
+    moment_text,
+    pushed_body,
+)
 from headrace.client.over_http import HttpBackend
 from headrace.client.retries import Patience, patiently
 from headrace.client.vectors import FeatureVectors, Predictions, Pushed
@@ -34,15 +42,21 @@ class AsyncFeatureClient:
         headers: Mapping[str, str] | None = None,
         verify: bool | str = True,
         connections: int = CONNECTIONS,
+        api_key: str | None = None,
+        priority: str = "normal",
+        strict: bool = False,
     ) -> None:
         """A client of the server at `url`, which may be `unix:/path/of/its/socket`.
 
         A call takes at most `deadline_s` seconds, and a read that failed for a moment is repeated up to `retries`
         times within them. `headers` go with every request; `verify` is False for any certificate, or the path of a
-        CA's; at most `connections` are open at once.
+        CA's; at most `connections` are open at once. `api_key` is by default HEADRACE_API_KEY; `priority` (critical,
+        normal, batch) says who is refused first when the server has too much to do; with `strict` a lookup fails where
+        it would else be answered without the store.
         """
+        own = guard_headers(api_key, priority)
         self._backend: HttpBackend | StoreBackend = HttpBackend(
-            url, headers=headers or {}, verify=verify, connections=connections
+            url, headers={**own, **(headers or {})}, verify=verify, connections=connections, strict=strict
         )
         self._patience = Patience(deadline_s, retries)
 

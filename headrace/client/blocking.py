@@ -59,9 +59,13 @@ class FeatureClient:
         headers: Mapping[str, str] | None = None,
         verify: bool | str = True,
         connections: int = CONNECTIONS,
+        api_key: str | None = None,
+        priority: str = "normal",
+        strict: bool = False,
     ) -> None:
         """A client of the server at `url`; the arguments are those of `AsyncFeatureClient`."""
         options: dict[str, Any] = {"deadline_s": deadline_s, "retries": retries, "headers": headers}
+        options |= {"api_key": api_key, "priority": priority, "strict": strict}
         self._open(lambda: AsyncFeatureClient(url, **options, verify=verify, connections=connections))
 
     @classmethod

@@ -30,15 +30,17 @@ _HEADERS = {"content-type": JSON}
 class HttpBackend:
     """One server. Errors that may pass are raised as Again."""
 
-    def __init__(self, url: str, *, headers: Mapping[str, str], verify: bool | str, connections: int) -> None:
+    def __init__(
+        self, url: str, *, headers: Mapping[str, str], verify: bool | str, connections: int, strict: bool = False
+    ) -> None:
         """Raises RequestError for what is no server's URL."""
         self._url = url
+        self._paths = {full: _path(full, strict) for full in (False, True)}
         self._connections = Connections(url, headers, verify, connections)
 
     async def get(self, body: Mapping[str, Any], full: bool) -> FeatureVectors:
         """A lookup's answer."""
-        path = "/get-online-features?metadata=full" if full else "/get-online-features"
-        reply = await self._post(path, _json(body), {**_HEADERS, "accept": ARROW})
+        reply = await self._post(self._paths[full], _json(body), {**_HEADERS, "accept": ARROW})
         if reply.headers.get("content-type") != ARROW:
             raise ServerError(f"{self._url} answers no Arrow, so it is no Headrace server; correct the URL.")
         with pa.ipc.open_stream(reply.content) as stream:
@@ -84,6 +86,11 @@ class HttpBackend:
         if status >= 500 or status < 400:
             return ServerError(message)
         return _named(detail, _BY_STATUS.get(status, RequestError))(message)
+
+
+def _path(full: bool, strict: bool) -> str:
+    asked = [*(["metadata=full"] if full else []), *(["strict=true"] if strict else [])]
+    return "/get-online-features" + ("?" + "&".join(asked) if asked else "")
 
 
 def _json(body: Mapping[str, Any]) -> bytes:

@@ -139,3 +139,16 @@ def test_a_file_of_keys_that_is_none_is_told(tmp_path: Path) -> None:
         (tmp_path / "keys").write_bytes(content)
         with pytest.raises(SettingsError, match="headrace keys new"):
             Access(Settings(api_keys=tmp_path / "keys"))
+
+
+def test_the_client_sends_its_key_and_says_what_it_lacks(live: Live, keys: dict[str, str]) -> None:
+    import headrace
+
+    with headrace.FeatureClient(live.url, api_key=keys["reader"], strict=True, priority="critical") as client:
+        assert client.get("card_v1", {"card_id": ["nobody"]}).to_dict()["count_1h"] == [0]
+        with pytest.raises(headrace.RequestError, match="scope write"):
+            client.push("payments", [{"id": "x", "card_id": "a", "shop_id": 1, "amount": 1.0, "ts": now()}])
+    with headrace.FeatureClient(live.url) as client, pytest.raises(headrace.RequestError, match="needs an API key"):
+        client.get("card_v1", {"card_id": ["a"]})
+    with pytest.raises(headrace.RequestError, match="critical, normal, batch"):
+        headrace.FeatureClient(live.url, priority="urgent")
