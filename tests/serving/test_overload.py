@@ -33,8 +33,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 def ask(live: Live, priority: str) -> httpx.Response:
-    with httpx.Client(base_url=live.url, timeout=20) as http:
-        return http.post("/get-online-features", json=BODY, headers={"X-Priority": priority})
+    return live.http.post("/get-online-features", json=BODY, headers={"X-Priority": priority})
 
 
 def test_batch_may_fill_half_of_the_places_normal_four_fifths_and_critical_all(live: Live) -> None:
