@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     )
     max_under_way: int = Field(default=2_000, ge=1, description="Most requests under way in one server process.")
     shed_lag_ms: float = Field(
-        default=25.0, gt=0, description="Milliseconds the event loop may lag before requests are refused, batch first."
+        default=50.0, gt=0, description="Milliseconds the event loop may lag before requests are refused, batch first."
     )
     max_rows: int = Field(default=1_000, ge=1, description="Most rows that one lookup may ask for.")
     compact_files: int = Field(

@@ -12,7 +12,6 @@ import orjson
 from headrace.errors import DeadlineError, RequestError, UnavailableError
 from headrace.read.lookup import LookupRequest, LookupResult, answer, parse_request
 from headrace.read.online.degraded import degraded_answer
-from headrace.read.online.kept import Times
 from headrace.read.online.reads import Asked
 from serving.bodies import parse_body, parse_moment
 from serving.guards.heads import RequestHead
@@ -168,9 +167,8 @@ class LookupCall:
         except Exception as error:
             self._settle(error)
         else:
-            if self._as_of_us is None and replies and found.marks is not None:
-                times = Times(found.times_us, self._now_us)
-                state.degraded.kept.keep(plan.reads, self._asked, replies, found.marks, times)
+            if self._as_of_us is None and replies:
+                state.degraded.kept.keep(plan.reads, self._asked, replies, found, self._now_us)
             self._settle(found, replies)
 
     def _fall_back(self, replies: Sequence[Any] | None, reason: Exception) -> None:

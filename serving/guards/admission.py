@@ -2,13 +2,16 @@
 latency.
 
 A server of one thread that gets more than it can do falls behind in its event loop, long before its store does; so how
-late a timer is tells how overloaded it is. A controller turns that into one number, the pressure: from 0 to 1 it is the
-share of `batch` requests that are refused, from 1 to 2 that of `normal` ones, from 2 to 3 that of `critical` ones.
+late a timer is tells how overloaded it is. A loop that is late though it has time to sleep was only kept from running,
+by other processes, and refusing would not help it. A controller turns that into one number, the pressure: from 0 to 1
+it is the share of `batch` requests that are refused, from 1 to 2 that of `normal` ones, from 2 to 3 that of `critical`
+ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 
@@ -20,6 +23,7 @@ TICK_S = 0.005
 RISE, FALL = 0.05, 0.01
 """What one tick adds to the pressure for every time that the lag is the target's, and takes from it below."""
 MOST_PRESSURE = 3.0
+BUSY_SHARE = 0.9
 _SHARES = (1.0, 0.8, 0.5)
 """Which part of the places each priority may fill."""
 
@@ -33,6 +37,7 @@ class Admission:
         self._target_s = target_s
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0
+        self._clock = _BusyClock()
         self.pressure = 0.0
         self.under_way = 0
 
@@ -59,7 +64,8 @@ class Admission:
         self._timer = loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        self.feel(time.monotonic() - self._due_s)
+        lag_s, is_busy = time.monotonic() - self._due_s, self._clock.is_busy()
+        self.feel(lag_s if is_busy else 0.0)
         self._timer = None
         if self.under_way or self.pressure:
             self._wait(asyncio.get_running_loop())
@@ -69,6 +75,30 @@ class Admission:
         over = lag_s / self._target_s
         change = RISE * min(over, 10.0) if over > 1 else -FALL
         self.pressure = min(max(self.pressure + change, 0.0), MOST_PRESSURE)
+
+
+class _BusyClock:
+    """Tells whether this thread had something to do all the time since it was last asked: it ran, or waited for a
+    processor (Linux counts both). Elsewhere it always had."""
+
+    def __init__(self) -> None:
+        try:
+            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._file = -1
+        self._before = self._read()
+
+    def _read(self) -> tuple[int, int]:
+        """Nanoseconds by the clock, and of them those that it ran or waited."""
+        if self._file < 0:
+            return 0, 0
+        ran, waited, _ = os.pread(self._file, 100, 0).split()
+        return time.monotonic_ns(), int(ran) + int(waited)
+
+    def is_busy(self) -> bool:
+        (before_ns, before), (now_ns, now) = self._before, self._read()
+        self._before = now_ns, now
+        return self._file < 0 or now - before >= BUSY_SHARE * (now_ns - before_ns)
 
 
 class TokenBucket:

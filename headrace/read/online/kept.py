@@ -6,27 +6,36 @@ needed, and at that same moment: a finished value, never slid to another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from headrace.read.online.reads import Asked, Marks, StoreReads
+from headrace.read.online.results import LookupResult
 
-__all__ = ["Kept", "KeptValues", "Times"]
+__all__ = ["Answered", "Kept", "KeptValues"]
 
 
-class Kept(NamedTuple):
-    """The values of one entity key: the fields that its plan asks for, the t they were answered at, what the markers
-    said then, and when that was by the wall clock, in microseconds."""
+class Answered(NamedTuple):
+    """What the values of one answer have in common: what the markers said, and when it was made by the wall clock, in
+    microseconds."""
 
-    held: Sequence[bytes | None]
-    t_us: int
     marks: Marks
     kept_us: int
 
 
-Key = tuple[int, int, str]
-"""A plan's reads, the number of the entity among them, the entity key. A plan belongs to one catalog, so what was kept
-under an earlier catalog is never found."""
+class Kept(NamedTuple):
+    """The values of one entity key: the fields that its plan asks for, and the t and the answer that they were of."""
+
+    held: Sequence[bytes | None]
+    t_us: int
+    answered: Answered
+
+
+Of = tuple[int, int]
+"""A plan's reads, and the number of the entity among them. A plan belongs to one catalog, so what was kept under an
+earlier catalog is never found."""
+_Values = dict[Of, dict[str, tuple[Any, int, Answered]]]
 
 
 class KeptValues:
@@ -37,46 +46,45 @@ class KeptValues:
 
     def __init__(self, most: int) -> None:
         self._half = most // 2
-        self._young: dict[Key, Kept] = {}
-        self._old: dict[Key, Kept] = {}
+        self._young: _Values = {}
+        self._old: _Values = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return sum(len(of) for held in (self._young, self._old) for of in held.values())
 
-    def keep(self, reads: StoreReads, asked: Asked, replies: Sequence[Any], marks: Marks, t: Times) -> None:
-        """The replies of one request that were answered, whole, at `t`."""
-        if not self._half:
+    def keep(self, reads: StoreReads, asked: Asked, replies: Sequence[Any], result: LookupResult, now_us: int) -> None:
+        """The replies of one request that were answered, whole, by `result`."""
+        if not self._half or result.marks is None:
             return
-        young, place = self._young, 1
+        answered, place = Answered(result.marks, now_us), 1
         for entity, keys in enumerate(asked.keys):
-            times_us = t.of_keys(asked, entity)
-            for number, key in enumerate(keys):
-                t_us = times_us if type(times_us) is int else times_us[number]
-                young[reads.number, entity, key] = Kept(replies[place], t_us, marks, t.now_us)
-                place += 1
-        if len(young) > self._half:
-            self._old, self._young = young, {}
+            times_us = _times_of_keys(result.times_us, asked, entity)
+            mine = self._young.get((reads.number, entity))
+            if mine is None:
+                mine = self._young[reads.number, entity] = {}
+            before = len(mine)
+            mine.update(zip(keys, zip(replies[place:], times_us, repeat(answered)), strict=False))
+            self._count += len(mine) - before
+            place += len(keys)
+        if self._count > self._half:
+            self._old, self._young, self._count = self._young, {}, 0
 
     def find(self, reads: StoreReads, entity: int, key: str) -> Kept | None:
         """The latest values of an entity key."""
-        found = self._young.get((reads.number, entity, key))
-        return self._old.get((reads.number, entity, key)) if found is None else found
+        of = (reads.number, entity)
+        found = self._young.get(of, {}).get(key) or self._old.get(of, {}).get(key)
+        return None if found is None else Kept(*found)
 
 
-class Times(NamedTuple):
-    """The moments of a request's rows, and the present."""
-
-    times_us: Sequence[int]
-    now_us: int
-
-    def of_keys(self, asked: Asked, entity: int) -> Any:
-        """One for all keys, or one per key: that of a row which asked for it."""
-        first = self.times_us[0]
-        if all(t_us == first for t_us in self.times_us):
-            return first
-        by_key = [first] * len(asked.keys[entity])
-        for numbers in asked.numbers[entity]:
-            for number, t_us in zip(numbers, self.times_us, strict=True):
-                if number >= 0:
-                    by_key[number] = t_us
-        return by_key
+def _times_of_keys(times_us: Sequence[int], asked: Asked, entity: int) -> Iterable[int]:
+    """The moment of each key: that of a row which asked for it."""
+    first = times_us[0]
+    if len(times_us) == 1 or times_us.count(first) == len(times_us):
+        return repeat(first)
+    by_key = [first] * len(asked.keys[entity])
+    for numbers in asked.numbers[entity]:
+        for number, t_us in zip(numbers, times_us, strict=True):
+            if number >= 0:
+                by_key[number] = t_us
+    return by_key

@@ -48,3 +48,22 @@ def test_a_bucket_lets_through_its_rate_and_says_how_long_to_wait() -> None:
     assert [bucket.take(0.0) for _ in range(11)] == [0.0] * 10 + [pytest.approx(0.1)]
     passed = sum(bucket.take(0.001 * i) == 0.0 for i in range(10_000))
     assert passed == pytest.approx(100, abs=1)
+
+
+def test_a_loop_that_has_time_to_sleep_is_not_overloaded_and_one_that_spins_is() -> None:
+    import asyncio
+    import time
+
+    async def play(work_s: float, rest_s: float) -> float:
+        admission = Admission(1_000, 0.000_001)  # any lag is too much
+        admission.enter()
+        ends_s = time.monotonic() + 0.5
+        while time.monotonic() < ends_s:
+            until_s = time.monotonic() + work_s
+            while time.monotonic() < until_s:
+                pass
+            await asyncio.sleep(rest_s)
+        return admission.pressure
+
+    assert asyncio.run(play(0.0005, 0.01)) == 0.0
+    assert asyncio.run(play(0.005, 0.0)) > 0.0
