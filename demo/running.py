@@ -34,6 +34,7 @@ class Headrace:
         self._checkout = checkout
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         own = {"REPO": checkout / "feature_repo", "DATA_DIR": data_dir, "CLOCK": "event"}
+        own |= {"DEGRADE": "0", "DEADLINE_MS": "20000", "SHED_LAG_MS": "5000"}  # what is compared comes from the store
         self._environment: Mapping[str, str] = inherited | {f"HEADRACE_{name}": str(v) for name, v in own.items()}
 
     def run(self, *arguments: str) -> str:
