@@ -1,4 +1,5 @@
-"""Whatever a server answers while the worker works, the archive says the same at the positions that were logged."""
+"""Whatever a server answers while the worker works, the archive and the loop say the same at the positions that it
+states."""
 
 from __future__ import annotations
 
