@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -29,7 +30,7 @@ from headrace.telemetry import get_logger
 from serving.feature_log import FeatureLog
 from serving.guards.access import Access
 from serving.guards.admission import Admission
-from serving.guards.breaker import Breaker
+from serving.guards.breaker import FAILURES, Breaker
 from serving.guards.counts import GuardCounts
 from serving.guards.deadlines import Deadlines
 from serving.metrics import Metrics
@@ -60,7 +61,9 @@ class ServerState:
         self.access = Access(settings)
         self.admission = Admission(settings.max_under_way, settings.shed_lag_ms / 1e3)
         self.deadlines, self.deadline_s = Deadlines(), settings.deadline_ms / 1e3
-        self.breaker = Breaker(lambda is_open: self.guards.breaker.labels("0").set(is_open))
+        # one shard of a cluster that fails must not keep requests from the others
+        failures = FAILURES if isinstance(self.reads, SharedConnection) else math.inf
+        self.breaker = Breaker(lambda is_open: self.guards.breaker.labels("0").set(is_open), failures)
         self.degraded = Degraded(KeptValues(settings.kept_keys), int(settings.max_staleness * 1e6))
         self.champions = Champions(settings.data_dir)
         self.topic_heads = TopicHeads(settings)
@@ -133,11 +136,13 @@ class ServerState:
 
 
 async def fetch_into(store: redis.asyncio.Redis, plan: LookupPlan, asked: Asked, on_done: OnDone) -> None:
-    """As `fetch`, for whoever waits with a callback."""
+    """As `fetch`, for whoever waits with a callback: it is told whatever became of it."""
     try:
         replies = await fetch(store, plan, asked)
-    except (redis.RedisError, OSError) as error:
-        on_done(error if isinstance(error, redis.RedisError) else redis.ConnectionError(str(error)))
+    except OSError as error:
+        on_done(redis.ConnectionError(str(error)))
+    except Exception as error:
+        on_done(error)
     else:
         on_done(replies)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-__all__ = ["Breaker"]
+__all__ = ["FAILURES", "Breaker"]
 
 FAILURES = 5
 FIRST_REST_S, LONGEST_REST_S = 0.1, 2.0
@@ -14,14 +14,14 @@ PROBE_S = 1.0
 
 
 class Breaker:
-    """Closed: all may ask. After FAILURES in a row it opens: nobody may for a while, twice as long each time; then one
-    request is let through, and its outcome closes or opens it again. `on_change` is told whether it is open.
+    """Closed: all may ask. After some `failures` in a row it opens: nobody may for a while, twice as long each time;
+    then one request is let through, and its outcome closes or opens it again. `on_change` is told whether it is open.
 
     Times are seconds of one monotonic clock.
     """
 
-    def __init__(self, on_change: Callable[[bool], None]) -> None:
-        self._on_change = on_change
+    def __init__(self, on_change: Callable[[bool], None], failures: float = FAILURES) -> None:
+        self._on_change, self._most = on_change, failures
         self._failures = 0
         self._rest_s = 0.0
         self._until_s = 0.0
@@ -47,7 +47,7 @@ class Breaker:
     def failed(self, now_s: float) -> None:
         """It has not, or with an error of its own."""
         self._failures += 1
-        if self.is_open or self._failures >= FAILURES:
+        if self.is_open or self._failures >= self._most:
             self._rest_s = min(max(2 * self._rest_s, FIRST_REST_S), LONGEST_REST_S)
             self._until_s = now_s + self._rest_s * random.uniform(0.75, 1.0)
             if not self.is_open:
