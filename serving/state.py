@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import threading
 import time
@@ -207,6 +208,8 @@ def warm_up() -> None:
     import skops.io
 
     log.debug("models can be loaded", seconds=round(time.perf_counter() - started, 2), skops=bool(skops.io))
+    gc.collect()
+    gc.freeze()  # modules live as long as the process: going through all of them again would hold up requests
 
 
 def state_of(request: Request) -> ServerState:

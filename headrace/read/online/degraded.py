@@ -107,10 +107,8 @@ class _Rows:
         kept = self._kept(step, row)
         if kept is not None:
             blob = kept.held[self._plan.reads.step_places[step].field]
-            found = self._plan.few.head(step, blob, kept.answered.marks)
-            return self._plan.few.line(step, found, kept.t_us, self.beyond), Tier(
-                "cache", kept.t_us, kept.answered.marks
-            )
+            found = self._plan.few.head(step, blob, kept.marks)
+            return self._plan.few.line(step, found, kept.t_us, self.beyond), Tier("cache", kept.t_us, kept.marks)
         line = default_line(self._plan.steps[step].view)
         return line, Tier("default" if any(value is not None for value in line[2]) else "null", t_us)
 
@@ -141,7 +139,7 @@ class _Rows:
             return None
         view = self._plan.steps[step].view
         age_us = self._fallback.max_age_us if view.max_staleness_us is None else view.max_staleness_us
-        return kept if self._now_us - kept.answered.kept_us <= age_us else None
+        return kept if self._now_us - kept.kept_us <= age_us else None
 
 
 def refuse_past(as_of_us: int | None, reason: Exception) -> None:

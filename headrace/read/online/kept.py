@@ -13,68 +13,90 @@ from typing import Any, NamedTuple
 from headrace.read.online.reads import Asked, Marks, StoreReads
 from headrace.read.online.results import LookupResult
 
-__all__ = ["Answered", "Kept", "KeptValues"]
+__all__ = ["Kept", "KeptValues"]
 
-
-class Answered(NamedTuple):
-    """What the values of one answer have in common: what the markers said, and when it was made by the wall clock, in
-    microseconds."""
-
-    marks: Marks
-    kept_us: int
+FORGOTTEN_PER_KEY = 4
 
 
 class Kept(NamedTuple):
-    """The values of one entity key: the fields that its plan asks for, and the t and the answer that they were of."""
+    """The values of one entity key: the fields that its plan asks for, the t they were answered at, when that was by
+    the wall clock, in microseconds, and what the markers said then."""
 
     held: Sequence[bytes | None]
     t_us: int
-    answered: Answered
+    kept_us: int
+    marks: Marks
 
 
 Of = tuple[int, int]
 """A plan's reads, and the number of the entity among them. A plan belongs to one catalog, so what was kept under an
 earlier catalog is never found."""
-_Values = dict[Of, dict[str, tuple[Any, int, Answered]]]
+_Values = dict[str, tuple[tuple[bytes | None, ...], int, int, int]]
+
+
+class _Generation:
+    """Values by key: their bytes, t, when they were kept, and the number of their markers. All of that is plain, so the
+    garbage collector has nothing to follow there."""
+
+    def __init__(self) -> None:
+        self.values: dict[Of, _Values] = {}
+        self.marks: list[Marks] = []
+        self.count = 0
+
+    def find(self, of: Of, key: str) -> Kept | None:
+        found = self.values.get(of, {}).get(key)
+        return None if found is None else Kept(*found[:3], self.marks[found[3]])
 
 
 class KeptValues:
     """The values of at most `most` entity keys, those of the latest answers.
 
-    Two generations: when the young one holds half of the keys it becomes the old one, which is forgotten.
+    Two generations: when the young one holds half of the keys it becomes the old one, and the old one is forgotten,
+    some keys with each answer, so that no request waits for all of them.
     """
 
     def __init__(self, most: int) -> None:
         self._half = most // 2
-        self._young: _Values = {}
-        self._old: _Values = {}
-        self._count = 0
+        self._young, self._old = _Generation(), _Generation()
+        self._dying: list[_Values] = []
 
     def __len__(self) -> int:
-        return sum(len(of) for held in (self._young, self._old) for of in held.values())
+        return self._young.count + self._old.count
 
     def keep(self, reads: StoreReads, asked: Asked, replies: Sequence[Any], result: LookupResult, now_us: int) -> None:
         """The replies of one request that were answered, whole, by `result`."""
+        young, place = self._young, 1
         if not self._half or result.marks is None:
             return
-        answered, place = Answered(result.marks, now_us), 1
+        if not young.marks or young.marks[-1] is not result.marks:
+            young.marks.append(result.marks)
+        number = len(young.marks) - 1
         for entity, keys in enumerate(asked.keys):
             times_us = _times_of_keys(result.times_us, asked, entity)
-            mine = self._young.get((reads.number, entity))
+            mine = young.values.get((reads.number, entity))
             if mine is None:
-                mine = self._young[reads.number, entity] = {}
-            before = len(mine)
-            mine.update(zip(keys, zip(replies[place:], times_us, repeat(answered)), strict=False))
-            self._count += len(mine) - before
+                mine = young.values[reads.number, entity] = {}
+            before, held = len(mine), map(tuple, replies[place : place + len(keys)])
+            mine.update(zip(keys, zip(held, times_us, repeat(now_us), repeat(number)), strict=False))
+            young.count += len(mine) - before
             place += len(keys)
-        if self._count > self._half:
-            self._old, self._young, self._count = self._young, {}, 0
+        if self._dying:
+            self._forget(FORGOTTEN_PER_KEY * place)
+        if young.count > self._half:
+            self._dying += self._old.values.values()
+            self._old, self._young = young, _Generation()
+
+    def _forget(self, keys: int) -> None:
+        dying = self._dying[-1]
+        for _ in range(min(keys, len(dying))):
+            dying.popitem()
+        if not dying:
+            self._dying.pop()
 
     def find(self, reads: StoreReads, entity: int, key: str) -> Kept | None:
         """The latest values of an entity key."""
         of = (reads.number, entity)
-        found = self._young.get(of, {}).get(key) or self._old.get(of, {}).get(key)
-        return None if found is None else Kept(*found)
+        return self._young.find(of, key) or self._old.find(of, key)
 
 
 def _times_of_keys(times_us: Sequence[int], asked: Asked, entity: int) -> Iterable[int]:
