@@ -74,6 +74,10 @@ def _is_plain(question: Question) -> bool:
     )
 
 
+def _nobody(_: Any) -> None:
+    """In the place of who was told already."""
+
+
 class LookupCall:
     """One request under way: what to ask the store for, and what to make of its replies, or of their absence."""
 
@@ -82,6 +86,7 @@ class LookupCall:
         "_asked",
         "_deadline_s",
         "_now_us",
+        "_number",
         "_on_done",
         "_request",
         "_request_id",
@@ -104,6 +109,7 @@ class LookupCall:
         self._asked: Asked = self.served.plan.reads.ask(self._request)
         self._deadline_s = head.deadline_s or state.deadline_s
         self._request_id = head.request_id
+        self._number = -1
         self._strict, self.is_settled = head.strict or not state.settings.degrade, False
 
     def start(self, on_done: OnAnswered, since_s: float) -> None:
@@ -113,8 +119,8 @@ class LookupCall:
         packed, replies = self.served.plan.reads.pack(self._asked)
         if not replies:
             self._take([])
-        elif state.breaker.allows(time.monotonic()):
-            state.deadlines.watch(self, since_s + self._deadline_s)
+        elif not state.breaker.is_open or state.breaker.allows(time.monotonic()):
+            self._number = state.deadlines.watch(self, since_s + self._deadline_s)
             state.ask(self.served.plan, self._asked, packed, replies, self._take_replies)
         else:
             self._fall_back(None, UnavailableError("The online store does not answer; try again."))
@@ -155,10 +161,6 @@ class LookupCall:
 
     def _take(self, replies: Sequence[Any]) -> None:
         plan, state = self.served.plan, self._state
-        lost = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        if lost is not None:
-            self._fall_back(replies, lost)
-            return
         try:
             found = answer(plan, self._request, self._asked, replies, self._as_of_us, self._now_us)
             state.refuse_unconfirmed()
@@ -188,13 +190,16 @@ class LookupCall:
 
     def _settle(self, answered: LookupResult | Exception, replies: Sequence[Any] | None = None) -> None:
         self.is_settled = True
+        if self._number >= 0:
+            self._state.deadlines.settle(self._number)
         if isinstance(answered, LookupResult):
             self._state.metrics.looked_up(answered)
             if answered.tiers:
                 self._state.guards.count_degraded(answered)
             if self.served.log_rate:
                 self._log(answered, replies)
-        self._on_done(answered)
+        on_done, self._on_done = self._on_done, _nobody  # else this call and its caller would hold each other
+        on_done(answered)
 
     def _log(self, answered: LookupResult, replies: Sequence[Any] | None) -> None:
         served, offer = self.served, self._state.feature_log.offer

@@ -208,7 +208,6 @@ def warm_up() -> None:
     import skops.io
 
     log.debug("models can be loaded", seconds=round(time.perf_counter() - started, 2), skops=bool(skops.io))
-    gc.collect()
     gc.freeze()  # modules live as long as the process: going through all of them again would hold up requests
 
 

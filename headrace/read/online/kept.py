@@ -6,8 +6,7 @@ needed, and at that same moment: a finished value, never slid to another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from headrace.read.online.reads import Asked, Marks, StoreReads
@@ -16,6 +15,8 @@ from headrace.read.online.results import LookupResult
 __all__ = ["Kept", "KeptValues"]
 
 FORGOTTEN_PER_KEY = 4
+REFRESH_US = 1_000_000
+"""A value that was kept so lately is not kept again: most keys are asked for many times a second."""
 
 
 class Kept(NamedTuple):
@@ -49,7 +50,7 @@ class _Generation:
 
 
 class KeptValues:
-    """The values of at most `most` entity keys, those of the latest answers.
+    """The values of at most `most` entity keys, those of the latest answers or of answers a second before them.
 
     Two generations: when the young one holds half of the keys it becomes the old one, and the old one is forgotten,
     some keys with each answer, so that no request waits for all of them.
@@ -71,14 +72,18 @@ class KeptValues:
         if not young.marks or young.marks[-1] is not result.marks:
             young.marks.append(result.marks)
         number = len(young.marks) - 1
+        due_us = now_us - REFRESH_US
         for entity, keys in enumerate(asked.keys):
-            times_us = _times_of_keys(result.times_us, asked, entity)
             mine = young.values.get((reads.number, entity))
             if mine is None:
                 mine = young.values[reads.number, entity] = {}
-            before, held = len(mine), map(tuple, replies[place : place + len(keys)])
-            mine.update(zip(keys, zip(held, times_us, repeat(now_us), repeat(number)), strict=False))
-            young.count += len(mine) - before
+            get, before = mine.get, len(mine)
+            stale = [i for i, key in enumerate(keys) if (held := get(key)) is None or held[2] <= due_us]
+            if stale:
+                times_us = _times_of_keys(result.times_us, asked, entity)
+                for i in stale:
+                    mine[keys[i]] = (tuple(replies[place + i]), times_us[i], now_us, number)
+                young.count += len(mine) - before
             place += len(keys)
         if self._dying:
             self._forget(FORGOTTEN_PER_KEY * place)
@@ -99,11 +104,11 @@ class KeptValues:
         return self._young.find(of, key) or self._old.find(of, key)
 
 
-def _times_of_keys(times_us: Sequence[int], asked: Asked, entity: int) -> Iterable[int]:
+def _times_of_keys(times_us: Sequence[int], asked: Asked, entity: int) -> Sequence[int]:
     """The moment of each key: that of a row which asked for it."""
     first = times_us[0]
-    if len(times_us) == 1 or times_us.count(first) == len(times_us):
-        return repeat(first)
+    if len(times_us) == 1:
+        return times_us
     by_key = [first] * len(asked.keys[entity])
     for numbers in asked.numbers[entity]:
         for number, t_us in zip(numbers, times_us, strict=True):

@@ -4,7 +4,7 @@ import gc
 from types import SimpleNamespace
 from typing import Any
 
-from headrace.read.online.kept import FORGOTTEN_PER_KEY, KeptValues
+from headrace.read.online.kept import FORGOTTEN_PER_KEY, REFRESH_US, KeptValues
 from headrace.read.online.reads import Asked
 
 READS: Any = SimpleNamespace(number=7)
@@ -20,10 +20,11 @@ def keep(kept: KeptValues, keys: list[str], t_us: int, marks: Any = MARKS[0]) ->
 def test_the_latest_values_are_found_with_their_moment_and_their_markers() -> None:
     kept = KeptValues(100)
     keep(kept, ["a", "b"], 5)
-    keep(kept, ["b"], 9, MARKS[1])
+    keep(kept, ["b"], 9 + REFRESH_US, MARKS[1])
+    keep(kept, ["a", "b"], 20)  # too soon after
     a, b = kept.find(READS, 0, "a"), kept.find(READS, 0, "b")
     assert a is not None and (a.held, a.t_us, a.kept_us, a.marks) == ((b"a at 5", None), 5, 6, MARKS[0])
-    assert b is not None and (b.held, b.t_us, b.kept_us, b.marks) == ((b"b at 9", None), 9, 10, MARKS[1])
+    assert b is not None and (b.t_us, b.kept_us, b.marks) == (9 + REFRESH_US, 10 + REFRESH_US, MARKS[1])
     assert kept.find(READS, 0, "c") is None and kept.find(READS, 1, "a") is None
     assert kept.find(SimpleNamespace(number=8), 0, "a") is None  # type: ignore[arg-type]  # another catalog's plan
 

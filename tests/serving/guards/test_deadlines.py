@@ -9,10 +9,9 @@ from serving.guards.deadlines import Deadlines
 
 class Waiting:
     def __init__(self, told: list[int], number: int) -> None:
-        self.is_settled, self._told, self._number = False, told, number
+        self._told, self._number = told, number
 
     def expire(self) -> None:
-        self.is_settled = True
         self._told.append(self._number)
 
 
@@ -21,10 +20,9 @@ def test_what_is_not_settled_expires_in_the_order_of_the_deadlines() -> None:
 
     async def play() -> None:
         deadlines, now_s = Deadlines(), time.monotonic()
-        held = [Waiting(told, number) for number in range(4)]
-        for waiting, after_s in zip(held, (0.06, 0.02, 0.04, 0.01), strict=True):
-            deadlines.watch(waiting, now_s + after_s)
-        held[3].is_settled = True
+        moments = [now_s + after_s for after_s in (0.06, 0.02, 0.04, 0.01)]
+        numbers = [deadlines.watch(Waiting(told, i), at_s) for i, at_s in enumerate(moments)]
+        deadlines.settle(numbers[3])
         await asyncio.sleep(0.2)
 
     asyncio.run(play())
@@ -53,9 +51,9 @@ def test_what_came_while_the_loop_was_held_up_is_read_before_anything_expires() 
 
     async def play() -> None:
         deadlines, loop = Deadlines(), asyncio.get_running_loop()
-        waiting, (ours, theirs) = Waiting(told, 0), socket.socketpair()
-        loop.add_reader(ours, lambda: setattr(waiting, "is_settled", True))
-        deadlines.watch(waiting, time.monotonic() + 0.02)
+        ours, theirs = socket.socketpair()
+        number = deadlines.watch(Waiting(told, 0), time.monotonic() + 0.02)
+        loop.add_reader(ours, lambda: deadlines.settle(number))
         theirs.send(b"the reply")
         time.sleep(0.1)  # nobody can look meanwhile
         await asyncio.sleep(0.1)
